@@ -1,0 +1,171 @@
+"""The database: containers, volumes and the event journal in one SQLite file.
+
+Many processes use it at once: write-ahead log, one short immediate transaction per change. `synchronous=NORMAL`: a power cut
+may lose the last moments but never the file's consistency; a killed process loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nacre.errors import Conflict, HostError, NoSpace
+from nacre.model.container import Container
+
+# One entry per schema version; PRAGMA user_version counts those that have been applied.
+MIGRATIONS = (
+    """
+    CREATE TABLE containers (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, block INTEGER NOT NULL UNIQUE,
+        created REAL NOT NULL, active INTEGER NOT NULL, pending INTEGER NOT NULL, data TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, data TEXT NOT NULL);
+    """,
+)
+EVENTS_KEPT = 10_000
+
+
+class Database:
+    """The rows of one engine. Safe to share between processes; use one object per thread.
+
+    Raises NoSpace when the disk is full, HostError when the file cannot be used.
+    """
+
+    def __init__(self, path: str) -> None:
+        fresh = not os.path.exists(path)
+        try:
+            self._sql = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._sql.execute("PRAGMA synchronous=NORMAL")
+            if fresh:
+                self._sql.execute("PRAGMA journal_mode=WAL")
+                os.chmod(path, 0o600)
+            if self._version() < len(MIGRATIONS):
+                self._migrate()
+        except sqlite3.Error as error:
+            raise _explain(error, path) from error
+        self.path = path
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self._sql.close()
+
+    def _version(self) -> int:
+        return int(self._sql.execute("PRAGMA user_version").fetchone()[0])
+
+    def _migrate(self) -> None:
+        self._sql.execute("BEGIN EXCLUSIVE")
+        try:
+            for number in range(self._version(), len(MIGRATIONS)):
+                for statement in MIGRATIONS[number].split(";"):
+                    if statement.strip():
+                        self._sql.execute(statement)
+                self._sql.execute(f"PRAGMA user_version = {number + 1}")
+        except BaseException:
+            self._sql.execute("ROLLBACK")
+            raise
+        self._sql.execute("COMMIT")
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._sql.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._sql
+            except BaseException:
+                self._sql.execute("ROLLBACK")
+                raise
+            self._sql.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _explain(error, self.path) from error
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+
+    def add(self, record: Container, *, pending: bool) -> int:
+        """Insert a new container; answers with its block: a small number that no other container has.
+
+        pending: it belongs to a `run` that has not started it yet, and is garbage once that caller is gone.
+        Raises Conflict when the name is taken.
+        """
+        with self._write() as sql:
+            holder = sql.execute("SELECT id FROM containers WHERE name = ?", (record.name,)).fetchone()
+            if holder:
+                raise Conflict(
+                    f'the container name "/{record.name}" is already in use by container {holder[0][:12]}',
+                    hint=f"remove it (nacre rm {record.name}), rename it, or choose another --name",
+                )
+            block = sql.execute(
+                "SELECT COALESCE(MIN(b + 1), 0) FROM (SELECT -1 AS b UNION SELECT block FROM containers)"
+                " WHERE b + 1 NOT IN (SELECT block FROM containers)"
+            ).fetchone()[0]
+            sql.execute(
+                "INSERT INTO containers VALUES (?, ?, ?, ?, 0, ?, ?)",
+                (record.id, record.name, block, time.time(), int(pending), json.dumps(record.to_data(), separators=(",", ":"))),
+            )
+        return int(block)
+
+    def put(self, record: Container, *, active: bool, pending: bool = False) -> None:
+        """Replace a container's record. active: it has been started and its end has not been recorded. Raises Conflict on a taken name."""
+        try:
+            with self._write() as sql:
+                sql.execute(
+                    "UPDATE containers SET name = ?, active = ?, pending = ?, data = ? WHERE id = ?",
+                    (record.name, int(active), int(pending), json.dumps(record.to_data(), separators=(",", ":")), record.id),
+                )
+        except HostError as error:
+            if isinstance(error.__cause__, sqlite3.IntegrityError):
+                raise Conflict(f'the container name "/{record.name}" is already in use') from error
+            raise
+
+    def drop(self, identifier: str) -> None:
+        """Delete a container's row. Idempotent."""
+        with self._write() as sql:
+            sql.execute("DELETE FROM containers WHERE id = ?", (identifier,))
+
+    def get(self, identifier: str) -> tuple[Container, int, bool] | None:
+        """(record, block, active) of a full id, or None."""
+        row = self._sql.execute("SELECT data, block, active FROM containers WHERE id = ?", (identifier,)).fetchone()
+        return (Container.from_data(json.loads(row[0])), row[1], bool(row[2])) if row else None
+
+    def find(self, name_or_prefix: str) -> list[str]:
+        """Ids that a user's word may mean: an exact id or name first and alone, otherwise every id with that prefix."""
+        exact = self._sql.execute(
+            "SELECT id FROM containers WHERE id = ? OR name = ?", (name_or_prefix, name_or_prefix.removeprefix("/"))
+        ).fetchall()
+        if exact:
+            return [exact[0][0]]
+        low, high = name_or_prefix, name_or_prefix + "g"
+        return [row[0] for row in self._sql.execute("SELECT id FROM containers WHERE id >= ? AND id < ? LIMIT 2", (low, high))]
+
+    def all(self, *, active: bool | None = None, pending: bool | None = None) -> list[str]:
+        """Ids, newest first."""
+        tests = [f"{column} = {int(value)}" for column, value in (("active", active), ("pending", pending)) if value is not None]
+        where = f" WHERE {' AND '.join(tests)}" if tests else ""
+        return [row[0] for row in self._sql.execute(f"SELECT id FROM containers{where} ORDER BY created DESC")]
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def record_event(self, event: dict[str, Any]) -> None:
+        """Append to the journal; the oldest entries beyond EVENTS_KEPT are dropped now and then."""
+        with self._write() as sql:
+            cursor = sql.execute("INSERT INTO events (time, data) VALUES (?, ?)", (event["time"], json.dumps(event, separators=(",", ":"))))
+            if cursor.lastrowid and cursor.lastrowid % 500 == 0:
+                sql.execute("DELETE FROM events WHERE seq <= ?", (cursor.lastrowid - EVENTS_KEPT,))
+
+    def events(self, after: int = 0, *, since: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+        """(sequence number, event) of everything later than `after` and not older than `since` (seconds since the epoch)."""
+        rows = self._sql.execute("SELECT seq, data FROM events WHERE seq > ? AND time >= ? ORDER BY seq", (after, since))
+        return [(seq, json.loads(data)) for seq, data in rows]
+
+
+def _explain(error: sqlite3.Error, path: str) -> HostError:
+    text = str(error)
+    if "full" in text:
+        return NoSpace(f"cannot write {path}: {text}", hint="free some space; nothing was changed")
+    if isinstance(error, sqlite3.DatabaseError) and "malformed" in text:
+        return HostError(f"{path} is damaged: {text}", hint="restore it from a backup, or move it away to start with no containers")
+    return HostError(f"cannot use {path}: {text}")
