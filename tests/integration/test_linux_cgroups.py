@@ -202,7 +202,7 @@ def test_every_device_is_open_without_rules_and_named_ones_with(name: str) -> No
     assert run(cgroups.create(name, rules=None), opens) == 0
     assert run(cgroups.create(name), opens) == 99
     extra = devices.rule_for("/dev/kmsg", "r")
-    assert run(cgroups.create(name, rules=(*cgroups.DEFAULT_DEVICES, extra)), opens) == 0
+    assert run(cgroups.create(name, rules=(*devices.DEFAULT_DEVICES, extra)), opens) == 0
 
 
 def test_device_program_of_v2(name: str) -> None:
