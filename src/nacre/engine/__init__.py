@@ -1,0 +1,160 @@
+"""The engine: the verbs over images, containers, volumes and networks, as a library.
+
+`Engine` needs no daemon: everything it knows is on disk and in the kernel, so any number of them may be in use at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from nacre.engine.core import Core
+from nacre.errors import NotFound
+from nacre.model.image import Image, Progress
+from nacre.version import VERSION
+
+if TYPE_CHECKING:
+    from nacre.engine.containers import Containers
+    from nacre.engine.doctor import Check
+    from nacre.engine.images import Images
+    from nacre.engine.lifecycle import Lifecycle
+    from nacre.engine.networks import Networks
+    from nacre.engine.volumes import Volumes
+    from nacre.model.container import ContainerSpec
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One engine over two directories.
+
+    root: durable state, default NACRE_ROOT or /var/lib/nacre.
+    run: run-time state, default NACRE_RUN or /run/nacre (below `root` when only that is given).
+    storage_driver: erofs, directory or copy; None = the best this host can do. Raises Denied, HostError.
+
+    >>> with Engine() as engine:                                    # doctest: +SKIP
+    ...     box = engine.containers.run(ContainerSpec(image="ubuntu", command=("sleep", "60"), isolation=Level.VM))
+    ...     print(box.exec(["uname", "-r"]).communicate())
+    ...     box.remove(force=True)
+    """
+
+    def __init__(self, root: str | None = None, run: str | None = None, *, storage_driver: str | None = None) -> None:
+        self._core = Core(root, run, storage_driver)
+
+    @cached_property
+    def lifecycle(self) -> Lifecycle:
+        """How containers start and end. For the engine's own parts and its exit command."""
+        from nacre.engine.lifecycle import Lifecycle
+
+        return Lifecycle(self._core)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images."""
+        from nacre.engine.images import Images
+
+        return Images(self._core)
+
+    @cached_property
+    def containers(self) -> Containers:
+        """The containers."""
+        from nacre.engine.containers import Containers
+
+        return Containers(self._core, self.lifecycle, self._image_for)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """The volumes."""
+        from nacre.engine.volumes import Volumes
+
+        return Volumes(self._core)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks."""
+        from nacre.engine.networks import Networks
+
+        return Networks(self._core)
+
+    def _image_for(self, reference: str, *, pull: str, progress: Callable[[Progress], None] | None) -> Image:
+        if pull != "always":
+            try:
+                return self._core.images.resolve(reference)
+            except NotFound:
+                if pull == "never":
+                    raise
+        return self.images.pull(reference, progress=progress)
+
+    def version(self) -> dict[str, Any]:
+        """Versions of Nacre and what it stands on."""
+        import platform
+
+        return {
+            "Version": VERSION,
+            "PythonVersion": platform.python_version(),
+            "Os": "linux",
+            "Arch": platform.machine(),
+            "KernelVersion": os.uname().release,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What this engine uses and holds."""
+        from nacre.linux import cgroups
+        from nacre.model.container import State
+
+        states = [container.state for container in self.containers.list(all=True)]
+        return {
+            **self.version(),
+            "Root": self._core.layout.root,
+            "Run": self._core.layout.run,
+            "Containers": len(states),
+            "ContainersRunning": states.count(State.RUNNING),
+            "ContainersPaused": states.count(State.PAUSED),
+            "ContainersStopped": len(states) - states.count(State.RUNNING) - states.count(State.PAUSED),
+            "Images": len(self.images.list()),
+            "StorageDriver": self._core.layers.driver,
+            "StorageDriverReason": self._core.layers.reason,
+            "CgroupLayout": cgroups.layout().kind,
+            "IsolationLevels": ["process", "vm"],
+            "NCPU": os.cpu_count() or 1,
+            "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        }
+
+    def explain(self, spec: ContainerSpec) -> str:
+        """The plan that `containers.run(spec)` would have stem execute, one operation per line. Changes nothing."""
+        from nacre.engine.explain import explain
+
+        return explain(self._core, self.lifecycle, spec)
+
+    def doctor(self) -> list[Check]:
+        """What this host offers and lacks, with the command that fixes each lack."""
+        from nacre.engine.doctor import checks
+
+        return checks()
+
+    def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """The journal, oldest first. since, until: seconds since the epoch; follow: wait for more (until `until`)."""
+        import time
+
+        after = 0
+        start = time.time() if since is None else since
+        while True:
+            for sequence, event in self._core.database.events(after, since=start):
+                after = sequence
+                if until is None or event["time"] <= until:
+                    yield event
+            if not follow or (until is not None and time.time() > until):
+                return
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """Release what this object holds; running containers go on. Idempotent."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

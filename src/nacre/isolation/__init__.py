@@ -1,0 +1,69 @@
+"""The drivers that bring a sandbox to life, by level.
+
+A driver answers the same few questions at every level; what only some can do is a protocol of its own, asked for by
+`isinstance`, never by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, runtime_checkable
+
+from nacre.errors import Unsupported
+from nacre.isolation.channel import Channel
+from nacre.isolation.plan import Place
+from nacre.model.container import Sandbox, Stats
+
+
+class Driver(Protocol):
+    """The contract of an isolation level. Every method is synchronous; `clean` alone is called for sandboxes that may not exist."""
+
+    def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
+        """Bring up an empty sandbox in `sandbox.directory` and greet its stem.
+
+        keep: descriptors the stem holds until it exits. exit_command: run by the stem at its end unless a connection with custody is open.
+        After an exception the caller calls `clean`; nothing else is needed.
+        """
+
+    def place(self, sandbox: Sandbox) -> Place:
+        """What differs at this level in the plan of a container. Reads the host, changes nothing."""
+
+    def stats(self, sandbox: Sandbox) -> Stats:
+        """One sample of a running sandbox."""
+
+    def describe(self, sandbox: Sandbox) -> dict[str, object]:
+        """What `inspect` tells about the isolation: kernel, assurance and, at level vm, monitor and accelerator."""
+
+    def clean(self, identifier: str) -> None:
+        """Remove what the sandbox left outside its directories (cgroups). Idempotent."""
+
+
+@runtime_checkable
+class Pausable(Protocol):
+    """Drivers that can stop the time of a sandbox."""
+
+    def pause(self, sandbox: Sandbox) -> None:
+        """Stop it; returns when nothing in it runs any more. Idempotent."""
+
+    def resume(self, sandbox: Sandbox) -> None:
+        """Let it go on. Idempotent."""
+
+    def paused(self, sandbox: Sandbox) -> bool:
+        """Whether it is stopped now."""
+
+
+DRIVERS = {
+    "process": "nacre.isolation.process:Process",
+    "vm": "nacre.isolation.microvm:MicroVm",
+    "fake": "nacre.isolation.fake:Fake",
+}
+
+
+def driver(level: str) -> Driver:
+    """The driver of a level, imported on first use. Raises Unsupported for a level that this version does not have."""
+    if level not in DRIVERS:
+        raise Unsupported(f"isolation level {level!r} is not available", hint=f"choose one of: {', '.join(DRIVERS)}")
+    module, _, name = DRIVERS[level].partition(":")
+    made: Driver = getattr(import_module(module), name)()
+    return made

@@ -1,0 +1,523 @@
+"""Containers: the collection, and the handle of one with its verbs."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from nacre.engine import merge, names
+from nacre.engine.archive import TarReader, put_tar, stat_line
+from nacre.engine.core import Core, timestamp
+from nacre.engine.inspect import container_json
+from nacre.engine.lifecycle import MAIN, Lifecycle, hostname
+from nacre.engine.logs import LogRecord, read_logs
+from nacre.engine.stream import Stream
+from nacre.errors import Conflict, ExecError, InvalidArgument, NacreError, NotFound, SandboxError, SandboxGone, Unsupported
+from nacre.isolation import Pausable, driver
+from nacre.isolation.channel import Channel, Exit, read_exit_record
+from nacre.isolation.plan import builtin_plan, exec_plan
+from nacre.linux.process import signal_number
+from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
+from nacre.model.container import Container as Record
+from nacre.model.image import Image, Progress
+from nacre.model.network import PortMapping
+from nacre.model.plan import Spawn
+
+SIGKILL = 9
+KILL_PATIENCE = 30.0
+
+
+class Containers:
+    """The containers of one engine."""
+
+    def __init__(self, core: Core, lifecycle: Lifecycle, image_for: Callable[..., Image]) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+        self._image_for = image_for
+
+    def create(
+        self, spec: ContainerSpec, *, pull: str = "missing", progress: Callable[[Progress], None] | None = None, pending: bool = False
+    ) -> Container:
+        """Make a container without starting it.
+
+        pull: missing, always or never. pending: the caller starts it at once (`run`); should the caller die before, it is garbage.
+        Raises InvalidArgument, NotFound (image), Conflict (name).
+        """
+        warnings = merge.validate(spec)
+        if spec.name:
+            spec = spec.replace(name=names.check(spec.name))
+        self._lifecycle.sweep()
+        image = self._image_for(spec.image, pull=pull, progress=progress)
+        identifier = names.new_id()
+        ports = merge.published(spec, image.config)
+        spec = spec.replace(ports=ports, mounts=merge.image_volumes(spec, image.config))
+        self._lifecycle.security(spec)  # refuse unknown capabilities and profiles before anything exists
+        record = Record(
+            id=identifier,
+            name=spec.name or names.suggest(identifier, 0),
+            spec=spec,
+            image_id=image.id,
+            image_name=spec.image,
+            image_config=image.config,
+            process=merge.process_spec(spec, image.config, hostname(spec, identifier)),
+            created=timestamp(),
+        )
+        # The verb lock is taken before the row exists: a sweeper that sees a pending row with a free lock knows its maker is dead.
+        with self._lifecycle.verb(identifier):
+            record = self._insert(record, named=bool(spec.name), pending=pending)
+            try:
+                record = record.replace(mounts=self._mounts(record, image))
+                self._core.database.put(record, active=False, pending=pending)
+            except BaseException:
+                self._lifecycle.remove(record)
+                raise
+        self._core.container_event(record, "create")
+        handle = Container(self._core, self._lifecycle, record)
+        handle.warnings = warnings
+        return handle
+
+    def run(self, spec: ContainerSpec, *, pull: str = "missing", progress: Callable[[Progress], None] | None = None) -> Container:
+        """Create and start. A container that could not be started stays for inspection, unless the spec says auto_remove."""
+        container = self.create(spec, pull=pull, progress=progress, pending=spec.auto_remove)
+        try:
+            container.start()
+        except BaseException:
+            if spec.auto_remove:
+                container.remove(force=True)
+            raise
+        return container
+
+    def get(self, name_or_id: str) -> Container:
+        """By name, id or unambiguous id prefix. Raises NotFound, InvalidArgument when ambiguous."""
+        found = self._core.database.find(name_or_id) if name_or_id else []
+        if len(found) > 1:
+            raise InvalidArgument(f"multiple containers match the prefix {name_or_id!r}", hint="give more digits of the id")
+        settled = self._lifecycle.settled(found[0]) if found else None
+        if not settled:
+            raise NotFound(f"No such container: {name_or_id}", hint="list them with: nacre ps -a")
+        return Container(self._core, self._lifecycle, settled[0])
+
+    def list(self, *, all: bool = False) -> builtins.list[Container]:
+        """Newest first; without `all` only running and paused ones."""
+        handles = []
+        for identifier in self._core.database.all(active=None if all else True):
+            settled = self._lifecycle.settled(identifier)
+            if settled:
+                handle = Container(self._core, self._lifecycle, settled[0])
+                if all or handle.state in (State.RUNNING, State.PAUSED):
+                    handles.append(handle)
+        return handles
+
+    def prune(self) -> builtins.list[str]:
+        """Remove every container that is not running; the ids removed."""
+        removed = []
+        for container in self.list(all=True):
+            if container.state in (State.CREATED, State.EXITED, State.DEAD):
+                with contextlib.suppress(Conflict, NotFound):
+                    container.remove()
+                    removed.append(container.id)
+        return removed
+
+    def _insert(self, record: Record, *, named: bool, pending: bool) -> Record:
+        for attempt in range(20):
+            try:
+                self._core.database.add(record, pending=pending)
+                return record
+            except Conflict:
+                if named or attempt == 19:
+                    raise
+                record = record.replace(name=names.suggest(record.id, attempt + 1))
+        raise AssertionError("unreachable")
+
+    def _mounts(self, record: Record, image: Image) -> tuple[BoundMount, ...]:
+        return tuple(self._mount(spec, image) for spec in record.spec.mounts)
+
+    def _mount(self, spec: MountSpec, image: Image) -> BoundMount:
+        if spec.kind == "bind":
+            return merge.bind(spec, create="create" in spec.options)
+        if spec.kind == "tmpfs":
+            return BoundMount(target=spec.target, kind="tmpfs", read_only=spec.read_only, options=spec.options)
+        volumes = self._core.volumes
+        name = spec.source or names.new_id()
+        volume = volumes.create(name, anonymous=not spec.source)
+        if "nocopy" not in spec.options and not os.listdir(volume.path):
+            layers = tuple(self._core.layers.get(layer.diff_id) for layer in image.layers)
+            volumes.copy_up_from_layers(layers, spec.target, volume.path)
+        return BoundMount(target=spec.target, kind="volume", source=volume.path, read_only=spec.read_only, options=(f"name={volume.name}",))
+
+
+class Container:
+    """One container. `record` is what was last read; verbs re-read it under the container's lock."""
+
+    def __init__(self, core: Core, lifecycle: Lifecycle, record: Record) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+        self.record = record
+        self.warnings: builtins.list[str] = []
+
+    @property
+    def id(self) -> str:
+        """64 hex digits."""
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        """The name, without a slash."""
+        return self.record.name
+
+    @property
+    def state(self) -> State:
+        """What it is doing now, asked of the kernel."""
+        if self._lifecycle.alive(self.id) and not self._ended():
+            return State.PAUSED if self._paused() else State.RUNNING
+        if self.record.removing:
+            return State.DEAD
+        return State.EXITED if self.record.started else State.CREATED
+
+    def refresh(self) -> Container:
+        """Re-read the record. Raises NotFound when it was removed."""
+        settled = self._lifecycle.settled(self.id)
+        if not settled:
+            raise NotFound(f"No such container: {self.name}")
+        self.record = settled[0]
+        return self
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self, *, attach: bool = False, rows: int = 0, columns: int = 0) -> Stream | None:
+        """Start it; with `attach`, the stream of its main process from the first byte. Starting a running one does nothing."""
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            record = self._lifecycle.settle(record, block, active)
+            self.record = record
+            if self._lifecycle.alive(self.id):
+                return self.attach() if attach else None
+            try:
+                self.record, stream = self._lifecycle.start(record, block, attach=attach, rows=rows, columns=columns)
+            except BaseException as error:
+                code = error.exit_code if isinstance(error, ExecError) else 128
+                message = str(error) if isinstance(error, NacreError) else type(error).__name__
+                self._core.database.put(record.replace(error=message, exit_code=code), active=False)
+                raise
+        return stream
+
+    def stop(self, timeout: int | None = None) -> None:
+        """Ask it to end (its stop signal), then kill it after `timeout` seconds (default: its own, usually 10; -1 = never)."""
+        patience = self.record.spec.stop_timeout if timeout is None else timeout
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            self.record = record
+            if self._running():
+                if self._paused():
+                    self._pausable().resume(self._sandbox())
+                self._end(signal_number(record.spec.stop_signal or record.image_config.stop_signal or "SIGTERM"), patience)
+            self.record = self._lifecycle.settle(record, block, active)
+        self._core.container_event(self.record, "stop")
+        self._auto_remove()
+
+    def kill(self, signal: str = "KILL") -> None:
+        """Send a signal to the main process. Raises Conflict when it is not running, InvalidArgument for an unknown signal."""
+        number = signal_number(signal)
+        self._require_running()
+        if self._paused():
+            raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
+        self._core.container_event(self.record, "kill", signal=str(number))
+        with self._channel() as channel:
+            channel.signal(MAIN, number)
+            ended = number == SIGKILL and channel.wait(MAIN, timeout=KILL_PATIENCE) is not None
+        if ended:
+            self._lifecycle.finish(self.id)
+            self._auto_remove()
+
+    def restart(self, timeout: int | None = None) -> None:
+        """Stop, then start."""
+        removing = self.record.spec.auto_remove
+        if removing and self._running():
+            raise Conflict(f"container {self.name} removes itself when it stops", hint="start a new one instead")
+        self.stop(timeout)
+        self.start()
+
+    def wait(self) -> int:
+        """Wait until it is not running; the exit code."""
+        try:
+            with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
+                channel.hello()
+                exit = channel.wait(MAIN)
+        except (SandboxError, FileNotFoundError):
+            exit = None
+        finished = self._lifecycle.finish(self.id)
+        if finished:
+            self.record = finished
+        self._auto_remove()
+        return finished.exit_code if finished else (exit or Exit(code=0)).code
+
+    def pause(self) -> None:
+        """Stop its time. Raises Conflict unless it is running."""
+        self._require_running()
+        if self._paused():
+            raise Conflict(f"container {self.name} is already paused")
+        self._pausable().pause(self._sandbox())
+        self._core.container_event(self.record, "pause")
+
+    def unpause(self) -> None:
+        """Let it go on. Raises Conflict unless it is paused."""
+        if not self._running() or not self._paused():
+            raise Conflict(f"container {self.name} is not paused")
+        self._pausable().resume(self._sandbox())
+        self._core.container_event(self.record, "unpause")
+
+    def remove(self, *, force: bool = False, volumes: bool = False) -> None:
+        """Delete it; Conflict while it runs. force: kill it first. volumes: its anonymous volumes too (always with auto_remove)."""
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            self.record = record = self._lifecycle.settle(record, block, active)
+            if self._lifecycle.alive(self.id):
+                if not force:
+                    raise Conflict(
+                        f"container {self.name} is running: stop the container before removing or force remove",
+                        hint=f"nacre stop {self.name}, or nacre rm -f {self.name}",
+                    )
+                self._kill_now()
+                record = self._lifecycle.settle(record, block, True)
+            self._core.database.put(record.replace(removing=True), active=False)
+            self._lifecycle.remove(record)
+        if volumes or record.spec.auto_remove:
+            self._remove_anonymous_volumes(record)
+
+    def rename(self, name: str) -> None:
+        """Give it another name. Raises Conflict when taken."""
+        name = names.check(name)
+        with self._lifecycle.verb(self.id):
+            record, _, active = self._load()
+            old, self.record = record.name, record.replace(name=name)
+            self._core.database.put(self.record, active=active)
+        self._core.container_event(self.record, "rename", oldName=old)
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def exec(
+        self,
+        args: Sequence[str],
+        *,
+        env: Iterable[str] = (),
+        user: str = "",
+        workdir: str = "",
+        tty: bool = False,
+        stdin: bool = False,
+        privileged: bool = False,
+        detach: bool = False,
+        rows: int = 0,
+        columns: int = 0,
+    ) -> Stream:
+        """Run one more process in it. Raises Conflict unless running, CommandNotFound, CommandNotExecutable."""
+        self._require_running()
+        if self._paused():
+            raise Conflict(f"container {self.name} is paused, unpause the container before exec")
+        main = self.record.process
+        process = ProcessSpec(
+            args=tuple(args),
+            env=merge.environment((*main.env, *env), hostname=self._hostname(), tty=tty),
+            working_dir=merge.working_dir(workdir) if workdir else main.working_dir,
+            user=user or main.user,
+            groups=main.groups if not user else (),
+            tty=tty,
+            open_stdin=stdin,
+            privileged=privileged,
+            rows=rows,
+            columns=columns,
+        )
+        sandbox = self._sandbox()
+        security = self._lifecycle.security(self.record.spec, privileged=privileged)
+        plan = exec_plan(MAIN, process, driver(self.record.spec.isolation).place(sandbox), security)
+        self._core.container_event(self.record, f"exec_start: {shlex.join(args)}")
+        return self._spawn(plan.replace(attach=not detach))
+
+    def attach(self, *, stdin: bool = True) -> Stream:
+        """The streams of the main process from now on. Raises Conflict unless running."""
+        self._require_running()
+        channel = Channel(self._core.layout.sandbox(self.id), custody=True)
+        try:
+            channel.hello()
+            channel.attach(MAIN, stdin=stdin)
+        except BaseException:
+            channel.close()
+            raise
+        self._core.container_event(self.record, "attach")
+        return Stream(channel, MAIN, ended=lambda _: self._settle_quietly())
+
+    def top(self) -> builtins.list[dict[str, Any]]:
+        """Its processes as it sees them: pid, ppid, user id, tty, start and cpu time in seconds, command."""
+        code, output, _ = self._builtin("ps").communicate()
+        if code:
+            raise SandboxError("could not list the container's processes", stage="run")
+        ticks = os.sysconf("SC_CLK_TCK")
+        rows = []
+        for line in output.decode(errors="replace").splitlines():
+            pid, ppid, uid, tty, start, cpu, command = line.split(" ", 6)
+            rows.append(
+                {
+                    "pid": int(pid), "ppid": int(ppid), "uid": int(uid), "tty": tty,
+                    "start": int(start) / ticks, "cpu": int(cpu) / ticks, "command": command.replace("\0", " ").strip(),
+                }
+            )  # fmt: skip
+        return rows
+
+    def logs(
+        self, *, follow: bool = False, since: float | None = None, until: float | None = None, tail: int | None = None
+    ) -> Iterator[LogRecord]:
+        """What it has written, oldest first. since, until: seconds since the epoch; tail: the last N lines; follow: until it ends."""
+        alive = (lambda: self._running()) if follow else None
+        return read_logs(f"{self._core.layout.container(self.id)}/log", alive=alive, since=since, until=until, tail=tail)
+
+    def stats(self) -> Stats:
+        """One sample of what it uses; zeros when it is not running."""
+        if not self._running():
+            return Stats(time=time.time())
+        sample = driver(self.record.spec.isolation).stats(self._sandbox())
+        received, sent = self._core.network.stats(self.record.endpoint) if self.record.endpoint else (0, 0)
+        return sample.replace(rx=received, tx=sent)
+
+    def ports(self) -> tuple[PortMapping, ...]:
+        """Its published ports, as they really are."""
+        return self.record.endpoint.ports if self.record.endpoint and self._running() else ()
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything known about it, shaped like Docker's."""
+        running = self._running()
+        isolation = driver(self.record.spec.isolation).describe(self._sandbox()) if running else {}
+        return container_json(self.record, self.state, self._core.layout, isolation)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def stat_path(self, path: str) -> dict[str, Any]:
+        """Name, size, mode, mtime and linkTarget of a path in it. Raises NotFound."""
+        with self._files() as run:
+            return stat_line(run("stat", path), path, self.name)
+
+    def get_archive(self, path: str) -> TarReader:
+        """A tar stream of a path in it (`read(n)`, `close()`). Raises NotFound."""
+        self.stat_path(path)
+        with contextlib.ExitStack() as stack:
+            run = stack.enter_context(self._files())
+            return TarReader(run("tar-get", path), stack.pop_all().close)
+
+    def put_archive(self, path: str, stream: Any) -> None:
+        """Extract a tar stream (`read(n)`) into a directory in it. Raises NotFound, InvalidArgument for an archive that leads outside."""
+        if not self.stat_path(path)["mode"] & 0o170000 == 0o040000:
+            raise InvalidArgument(f"extraction point {path} is not a directory")
+        with self._files() as run:
+            put_tar(run("tar-put", path, stdin=True), stream)
+
+    @contextlib.contextmanager
+    def _files(self) -> Iterator[Callable[..., Stream]]:
+        """A way to run stem's file programs inside; a stopped container's files are brought up without its own process."""
+        if self._running():
+            yield self._builtin
+            return
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            record = self._lifecycle.settle(record, block, active)
+            with self._lifecycle.files_sandbox(record, block) as sandbox:
+                yield lambda *arguments, stdin=False: self._builtin(*arguments, stdin=stdin, sandbox=sandbox)
+
+    def _builtin(self, *arguments: str, stdin: bool = False, sandbox: Sandbox | None = None) -> Stream:
+        sandbox = sandbox or self._sandbox()
+        place = driver(self.record.spec.isolation).place(sandbox)
+        return self._spawn(builtin_plan(MAIN, place, arguments, stdin=stdin).replace(attach=True), sandbox.directory)
+
+    # -- below ---------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, plan: Spawn, directory: str = "") -> Stream:
+        channel = Channel(directory or self._core.layout.sandbox(self.id))
+        try:
+            proc, _ = channel.spawn(plan)
+        except BaseException:
+            channel.close()
+            raise
+        return Stream(channel, proc)
+
+    def _load(self) -> tuple[Record, int, bool]:
+        found = self._lifecycle.load(self.id)
+        if not found:
+            raise NotFound(f"No such container: {self.name}")
+        return found
+
+    def _hostname(self) -> str:
+        return hostname(self.record.spec, self.id)
+
+    def _sandbox(self) -> Sandbox:
+        found = self._load()
+        return self._lifecycle.sandbox(found[0], found[1])
+
+    def _channel(self) -> contextlib.closing[Channel]:
+        return contextlib.closing(Channel(self._core.layout.sandbox(self.id)))
+
+    def _ended(self) -> bool:
+        return read_exit_record(f"{self._core.layout.container(self.id)}/exit") is not None
+
+    def _running(self) -> bool:
+        return self._lifecycle.alive(self.id) and not self._ended()
+
+    def _require_running(self) -> None:
+        if not self._running():
+            raise Conflict(f"container {self.name} is not running", hint=f"start it: nacre start {self.name}")
+        self.record = self._load()[0]
+
+    def _paused(self) -> bool:
+        level = driver(self.record.spec.isolation)
+        if not isinstance(level, Pausable):
+            return False
+        with contextlib.suppress(NacreError, OSError):
+            return level.paused(self._sandbox())
+        return False
+
+    def _pausable(self) -> Pausable:
+        level = driver(self.record.spec.isolation)
+        if not isinstance(level, Pausable):
+            raise Unsupported(f"isolation level {self.record.spec.isolation} cannot pause")
+        return level
+
+    def _end(self, number: int, patience: int) -> None:
+        """Signal the main process and wait for it; SIGKILL when it takes too long. The verb lock is held."""
+        with contextlib.suppress(SandboxGone), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
+            channel.hello()
+            channel.signal(MAIN, number)
+            if channel.wait(MAIN, timeout=None if patience < 0 else float(patience)) is not None:
+                return
+        self._kill_now()
+
+    def _kill_now(self) -> None:
+        if self._paused():
+            with contextlib.suppress(NacreError):
+                self._pausable().resume(self._sandbox())
+        with contextlib.suppress(SandboxError), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
+            channel.hello(timeout=KILL_PATIENCE)
+            channel.signal(MAIN, SIGKILL)
+            channel.wait(MAIN, timeout=KILL_PATIENCE)
+        if self._lifecycle.alive(self.id) and not self._ended():
+            self._lifecycle.kill_stem(self.id)
+
+    def _settle_quietly(self) -> None:
+        with contextlib.suppress(NacreError):
+            self._lifecycle.finish(self.id)
+
+    def _auto_remove(self) -> None:
+        if self.record.spec.auto_remove and not self._lifecycle.alive(self.id):
+            with contextlib.suppress(NotFound, Conflict):
+                self.remove()
+
+    def _remove_anonymous_volumes(self, record: Record) -> None:
+        for mount in record.mounts:
+            if mount.kind == "volume":
+                name = mount.options[0].removeprefix("name=")
+                with contextlib.suppress(NacreError):
+                    if self._core.volumes.get(name).anonymous:
+                        self._core.volumes.remove(name, in_use=lambda _: [])
+
+
+__all__ = ["Container", "Containers"]

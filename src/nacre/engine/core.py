@@ -1,0 +1,87 @@
+"""The engine's shared state: directories, database and the rooms it joins, each made when first needed."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from nacre.model.container import Container
+from nacre.store import Database, Layout
+
+if TYPE_CHECKING:
+    from nacre.images.store import ImageStore
+    from nacre.network.manager import NetworkManager
+    from nacre.storage.layers import LayerStore
+    from nacre.storage.rootfs import RootfsStore
+    from nacre.storage.volumes import VolumeStore
+
+
+class Core:
+    """What the verbs share. Not for callers of the engine."""
+
+    def __init__(self, root: str | None, run: str | None, storage_driver: str | None) -> None:
+        self.layout = Layout(root, run)
+        self.storage_driver = storage_driver
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, opened on first use."""
+        return Database(self.layout.database)
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """Image records and content."""
+        from nacre.images.store import ImageStore
+
+        return ImageStore(self.layout.root)
+
+    @cached_property
+    def layers(self) -> LayerStore:
+        """Unpacked layers."""
+        from nacre.storage.layers import LayerStore
+
+        return LayerStore(self.layout.root, run=self.layout.run, driver=self.storage_driver)
+
+    @cached_property
+    def rootfs(self) -> RootfsStore:
+        """Writable root file systems."""
+        from nacre.storage.rootfs import RootfsStore
+
+        return RootfsStore(self.layout.root, self.layers)
+
+    @cached_property
+    def volumes(self) -> VolumeStore:
+        """Named volumes."""
+        from nacre.storage.volumes import VolumeStore
+
+        return VolumeStore(self.layout.root)
+
+    @cached_property
+    def network(self) -> NetworkManager:
+        """Networks and endpoints."""
+        from nacre.network.manager import NetworkManager
+
+        return NetworkManager(self.layout.root, self.layout.run)
+
+    def event(self, kind: str, action: str, identifier: str, **attributes: str) -> None:
+        """Append to the journal. kind: container, image, volume, network."""
+        entry: dict[str, Any] = {"time": time.time(), "type": kind, "action": action, "id": identifier, "attributes": attributes}
+        self.database.record_event(entry)
+
+    def container_event(self, record: Container, action: str, **attributes: str) -> None:
+        """Append an event of a container, with the attributes that Docker gives it."""
+        self.event("container", action, record.id, name=record.name, image=record.image_name, **attributes)
+
+    def close(self) -> None:
+        """Close the database if it was opened. Idempotent."""
+        if "database" in self.__dict__:
+            self.database.close()
+            del self.__dict__["database"]
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """RFC 3339 in UTC with nanoseconds, as Docker prints it."""
+    nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
+    whole, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{rest:09d}Z"

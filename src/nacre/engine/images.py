@@ -1,0 +1,75 @@
+"""Images: pulled, loaded, tagged, removed."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from nacre.engine.core import Core
+from nacre.engine.inspect import image_json
+from nacre.model.image import History, Image, Progress
+
+
+class Images:
+    """The images of one engine."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def pull(self, reference: str, *, platform: str | None = None, progress: Callable[[Progress], None] | None = None) -> Image:
+        """Fetch an image and unpack its layers. Raises InvalidArgument, RemoteError, NotFound, NoSpace."""
+        from nacre.images.pull import pull
+
+        image = pull(self._core.images, reference, platform=platform, sink=self._core.layers, progress=progress)
+        self._core.event("image", "pull", reference, name=reference)
+        return image
+
+    def load(self, source: str | BinaryIO, *, progress: Callable[[Progress], None] | None = None) -> builtins.list[Image]:
+        """Import a docker-archive or OCI layout: a path, or an open binary file (which need not be seekable)."""
+        from nacre.images.archive import load
+
+        images = load(self._core.images, source, self._core.layers, progress)
+        for image in images:
+            self._core.event("image", "load", image.id, name=image.tags[0] if image.tags else image.id)
+        return images
+
+    def list(self) -> builtins.list[Image]:
+        """All images, newest first."""
+        return sorted(self._core.images.list(), key=lambda image: image.created, reverse=True)
+
+    def get(self, reference: str) -> Image:
+        """By reference, id, id prefix or digest. Raises NotFound."""
+        return self._core.images.resolve(reference)
+
+    def tag(self, source: str, target: str) -> None:
+        """Give an image one more name. Raises NotFound, InvalidArgument."""
+        self._core.images.tag(source, target)
+        self._core.event("image", "tag", self.get(target).id, name=target)
+
+    def remove(self, reference: str, *, force: bool = False) -> builtins.list[tuple[str, str]]:
+        """Take a name away, and with the last name the image: ("untagged" | "deleted", what). Raises NotFound, Conflict when in use."""
+        done = self._core.images.remove(reference, force=force, in_use=self._users)
+        keep = {layer.diff_id for image in self._core.images.list() for layer in image.layers} | self._layers_in_use()
+        self._core.layers.collect(keep)
+        for action, what in done:
+            self._core.event("image", "untag" if action == "untagged" else "delete", what, name=what)
+        return done
+
+    def history(self, reference: str) -> builtins.list[History]:
+        """How it was made, newest step first."""
+        return list(reversed(self.get(reference).history))
+
+    def inspect(self, reference: str) -> dict[str, Any]:
+        """Everything known about it, shaped like Docker's."""
+        return image_json(self.get(reference))
+
+    def _records(self) -> builtins.list[Any]:
+        database = self._core.database
+        return [found[0] for identifier in database.all() if (found := database.get(identifier))]
+
+    def _users(self, image: Image) -> builtins.list[str]:
+        return [record.id[:12] for record in self._records() if record.image_id == image.id]
+
+    def _layers_in_use(self) -> set[str]:
+        return {layer.diff_id for record in self._records() if record.rootfs for layer in record.rootfs.layers}

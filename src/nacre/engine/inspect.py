@@ -1,0 +1,156 @@
+"""Records as the JSON objects that Docker's users know (Docker Engine API, ContainerInspect and ImageInspect)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nacre.model.container import Container, State
+from nacre.model.image import Image
+from nacre.model.network import Endpoint, PortMapping
+from nacre.store import Layout
+
+NEVER = "0001-01-01T00:00:00Z"
+
+
+def container_json(record: Container, state: State, layout: Layout, isolation: dict[str, object]) -> dict[str, Any]:
+    """One container. ``Isolation`` is ours: level, kernel, assurance, and at level vm the monitor and accelerator."""
+    spec, process = record.spec, record.process
+    running = state in (State.RUNNING, State.PAUSED)
+    return {
+        "Id": record.id,
+        "Created": record.created,
+        "Path": process.args[0] if process.args else "",
+        "Args": list(process.args[1:]),
+        "State": {
+            "Status": str(state),
+            "Running": running,
+            "Paused": state is State.PAUSED,
+            "Restarting": False,
+            "OOMKilled": record.oom_killed,
+            "Dead": state is State.DEAD,
+            "Pid": record.pid if running else 0,
+            "ExitCode": 0 if running else record.exit_code,
+            "Error": record.error,
+            "StartedAt": record.started or NEVER,
+            "FinishedAt": record.finished or NEVER,
+        },
+        "Image": record.image_id,
+        "Name": f"/{record.name}",
+        "RestartCount": record.restarts,
+        "Driver": record.rootfs.driver if record.rootfs else "",
+        "Platform": "linux",
+        "LogPath": f"{layout.container(record.id)}/log",
+        "HostnamePath": f"{layout.container(record.id)}/etc/hostname",
+        "HostsPath": f"{layout.container(record.id)}/etc/hosts",
+        "ResolvConfPath": f"{layout.container(record.id)}/etc/resolv.conf",
+        "Isolation": {"Level": str(spec.isolation), **isolation},
+        "HostConfig": _host_config(record),
+        "Mounts": [_mount(mount.kind, mount.source, mount.target, mount.read_only, mount.options) for mount in record.mounts],
+        "Config": {
+            "Hostname": spec.hostname or record.id[:12],
+            "User": process.user,
+            "Tty": spec.tty,
+            "OpenStdin": spec.open_stdin,
+            "Env": list(process.env),
+            "Cmd": list(spec.command or record.image_config.cmd),
+            "Image": record.image_name,
+            "WorkingDir": process.working_dir,
+            "Entrypoint": list(record.image_config.entrypoint if spec.entrypoint is None else spec.entrypoint) or None,
+            "Labels": {**record.image_config.labels, **spec.labels},
+            "ExposedPorts": {port: {} for port in record.image_config.exposed_ports},
+            "StopSignal": spec.stop_signal or record.image_config.stop_signal or "SIGTERM",
+            "StopTimeout": spec.stop_timeout,
+        },
+        "NetworkSettings": network_json(record.endpoint if running else None, spec.network),
+    }
+
+
+def _host_config(record: Container) -> dict[str, Any]:
+    spec = record.spec
+    return {
+        "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in record.mounts if m.kind == "bind"],
+        "NetworkMode": spec.network,
+        "PortBindings": _bindings(spec.ports),
+        "AutoRemove": spec.auto_remove,
+        "Isolation": str(spec.isolation),
+        "Kernel": spec.kernel,
+        "CapAdd": list(spec.cap_add) or None,
+        "CapDrop": list(spec.cap_drop) or None,
+        "Dns": list(spec.dns),
+        "DnsSearch": list(spec.dns_search),
+        "ExtraHosts": list(spec.extra_hosts) or None,
+        "Privileged": spec.privileged,
+        "ReadonlyRootfs": spec.read_only,
+        "SecurityOpt": list(spec.security_opt) or None,
+        "UsernsMode": spec.userns,
+        "ShmSize": spec.shm_size,
+        "Sysctls": spec.sysctls,
+        "Memory": spec.resources.memory,
+        "NanoCpus": int(spec.resources.cpus * 1e9),
+        "CpuShares": spec.resources.cpu_shares,
+        "PidsLimit": spec.resources.pids or None,
+        "OomScoreAdj": spec.oom_score_adj,
+        "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in spec.ulimits],
+    }
+
+
+def _mount(kind: str, source: str, target: str, read_only: bool, options: tuple[str, ...]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"Type": kind, "Source": source, "Destination": target, "Mode": ",".join(options), "RW": not read_only}
+    if kind == "volume":
+        shown |= {"Name": options[0].removeprefix("name=") if options else "", "Driver": "local", "Mode": ""}
+    return shown
+
+
+def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:
+    shown: dict[str, list[dict[str, str]]] = {}
+    for port in ports:
+        entry = {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port) if port.host_port else ""}
+        shown.setdefault(f"{port.container_port}/{port.protocol}", []).append(entry)
+    return shown
+
+
+def network_json(endpoint: Endpoint | None, network: str) -> dict[str, Any]:
+    """NetworkSettings of a container; empty addresses when it is not running."""
+    address, _, prefix = (endpoint.address if endpoint else "").partition("/")
+    one = {
+        "MacAddress": endpoint.mac if endpoint else "",
+        "Gateway": endpoint.gateway if endpoint else "",
+        "IPAddress": address,
+        "IPPrefixLen": int(prefix) if prefix else 0,
+    }
+    return {
+        "SandboxKey": endpoint.netns if endpoint else "",
+        "Ports": _bindings(endpoint.ports) if endpoint else {},
+        **one,
+        "Networks": {network: one},
+    }
+
+
+def image_json(image: Image) -> dict[str, Any]:
+    """One image."""
+    config = image.config
+    return {
+        "Id": image.id,
+        "RepoTags": list(image.tags),
+        "RepoDigests": list(image.repo_digests),
+        "Created": image.created,
+        "Author": image.author,
+        "Architecture": image.platform.architecture,
+        "Variant": image.platform.variant,
+        "Os": image.platform.os,
+        "Size": image.size,
+        "Config": {
+            "User": config.user,
+            "Env": list(config.env),
+            "Cmd": list(config.cmd) or None,
+            "Entrypoint": list(config.entrypoint) or None,
+            "WorkingDir": config.working_dir,
+            "Labels": config.labels or None,
+            "ExposedPorts": {port: {} for port in config.exposed_ports} or None,
+            "Volumes": {path: {} for path in config.volumes} or None,
+            "StopSignal": config.stop_signal,
+            "Shell": list(config.shell) or None,
+            "Healthcheck": config.healthcheck,
+        },
+        "RootFS": {"Type": "layers", "Layers": [layer.diff_id for layer in image.layers]},
+    }

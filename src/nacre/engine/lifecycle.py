@@ -1,0 +1,398 @@
+"""How a container comes to life, ends and is cleaned up: the one recipe, for every level (docs/architecture.md, section 5).
+
+Everything that is made for a container carries its id, is made in a fixed order, and can be removed without knowing how far
+the making came. A caller that is killed in the middle leaves work for `settle`, which every later verb begins with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from nacre.engine.core import Core, timestamp
+from nacre.engine.stream import Stream
+from nacre.errors import Conflict, NacreError, SandboxError, SandboxGone
+from nacre.isolation import Driver, driver
+from nacre.isolation.channel import Channel, Exit, read_exit_record
+from nacre.isolation.plan import Device, Etc, Security, container_plan
+from nacre.isolation.process import reap_command
+from nacre.linux import capabilities, seccomp
+from nacre.linux.process import rlimit_number
+from nacre.model.container import Container, ContainerSpec, Level, ProcessSpec, Rootfs, Sandbox
+from nacre.model.network import Endpoint
+from nacre.model.plan import Code, Spawn, op
+from nacre.network import files
+from nacre.store import Lock, is_locked
+
+MAIN = 1  # the number a stem gives to the first process it is asked to run
+BLOCK_BASE, BLOCK = 0x1000_0000, 65536
+ENDING = 30.0
+FILES = ".files"
+ALL_CAPABILITIES = (1 << 41) - 1
+LOST = Exit(code=137, signal=9)
+
+
+class Lifecycle:
+    """Start, settle and remove, on records. One object per engine; no state of its own."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def alive(self, identifier: str) -> bool:
+        """Whether a stem lives for this container: asked of the kernel."""
+        return is_locked(f"{self.core.layout.sandbox(identifier)}/lock")
+
+    def load(self, identifier: str) -> tuple[Container, int, bool] | None:
+        """The record, its block and whether its end is unrecorded."""
+        return self.core.database.get(identifier)
+
+    @contextmanager
+    def verb(self, identifier: str, *, wait: float | None = 60.0) -> Iterator[None]:
+        """Hold the container for one verb: two callers take turns. Raises Conflict after `wait` seconds."""
+        directory = self.core.layout.container(identifier)
+        os.makedirs(directory, 0o711, exist_ok=True)
+        busy = f"container {identifier[:12]} is busy: another command is working on it"
+        with Lock(f"{directory}/lock", wait=wait, busy=busy):
+            yield
+
+    def sandbox(self, record: Container, block: int) -> Sandbox:
+        """The value that drivers work from."""
+        return Sandbox(
+            id=record.id,
+            level=record.spec.isolation,
+            directory=self.core.layout.sandbox(record.id),
+            state=self.core.layout.container(record.id),
+            hostname=hostname(record.spec, record.id),
+            rootfs=record.rootfs or Rootfs(driver=""),
+            endpoint=record.endpoint or Endpoint(network="none"),
+            spec=record.spec,
+            mounts=record.mounts,
+            owner=BLOCK_BASE + block * BLOCK,
+        )
+
+    # -- the recipe ----------------------------------------------------------------------------------------------------
+
+    def start(self, record: Container, block: int, *, attach: bool, rows: int = 0, columns: int = 0) -> tuple[Container, Stream | None]:
+        """Bring a container to life; the caller holds its verb lock and has settled it.
+
+        Raises what the failing step raises; nothing is left behind then, and the record says what went wrong.
+        """
+        core = self.core
+        level = driver(record.spec.isolation)
+        with ExitStack() as undo:
+            undo.callback(self.clean, record)
+            # 1. and 2. the layers of the image that the record pins, and a writable root file system over them
+            rootfs = self._rootfs(record)
+            # 3. the network: at every level a namespace with one end of a veth pair in it
+            endpoint, reserved = core.network.attach(
+                record.id,
+                record.spec.network,
+                hostname(record.spec, record.id),
+                record.spec.ports,
+                dns=record.spec.dns,
+                search=record.spec.dns_search,
+            )
+            for fd in reserved:
+                undo.callback(os.close, fd)
+            # 4. the sandbox: an empty one with a stem that answers
+            process = record.process.replace(rows=rows, columns=columns)
+            record = record.replace(rootfs=rootfs, endpoint=endpoint, process=process, error="", started=timestamp(), pid=0, exit_code=0)
+            sandbox = self.sandbox(record, block)
+            lock = self._open_sandbox(sandbox)
+            undo.callback(lock.release)
+            core.database.put(record, active=True)
+            channel = level.start(
+                sandbox, keep=(lock.fd, *reserved), exit_command=reap_command(core.layout.root, core.layout.run, record.id), custody=attach
+            )
+            undo.callback(channel.close)
+            # 5. the container in it
+            plan = self.plan(record, sandbox, level).replace(attach=attach)
+            try:
+                proc, pid = channel.spawn(plan)
+            except SandboxGone as error:
+                raise self._explain(error, sandbox) from error
+            record = record.replace(pid=pid, main=proc)
+            core.database.put(record, active=True)
+            undo.pop_all()
+        lock.release()  # ours; the stem's copy keeps it held
+        for fd in reserved:
+            os.close(fd)
+        core.container_event(record, "start")
+        if attach:
+            return record, Stream(channel, proc, ended=lambda exit: self._ended(record.id, exit))
+        channel.close()
+        return record, None
+
+    def plan(self, record: Container, sandbox: Sandbox, level: Driver) -> Spawn:
+        """The main process's plan with everything the stem keeps for it."""
+        spec, endpoint = record.spec, sandbox.endpoint
+        base = _read_text("/etc/hosts") if spec.network == "host" else ""
+        etc = Etc(
+            hosts=files.hosts(sandbox.hostname, endpoint.address, extra=spec.extra_hosts, gateway=endpoint.gateway, base=base),
+            resolv=files.resolv_conf(endpoint.dns, endpoint.search, endpoint.options),
+            hostname=files.hostname(sandbox.hostname),
+        )
+        devices = requested_devices(spec)
+        made = container_plan(sandbox, record.process, level.place(sandbox), self.security(record.spec), devices, etc)
+        return made.replace(log=f"{sandbox.state}/log", exit=f"{sandbox.state}/exit", main=True)
+
+    @contextmanager
+    def files_sandbox(self, record: Container, block: int) -> Iterator[Sandbox]:
+        """A sandbox over a stopped container's root file system, in which nothing of its image runs; the caller holds the verb lock.
+
+        It has a name of its own, so that nobody takes the container for running. Gone when the context ends.
+        """
+        spec = record.spec.replace(network="none", ports=(), read_only=False)
+        record = record.replace(id=f"{record.id}{FILES}", spec=spec, endpoint=None, rootfs=self._rootfs(record))
+        level = driver(spec.isolation)
+        sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))
+        with ExitStack() as undo:
+            undo.callback(self.clean, record)
+            endpoint, _ = self.core.network.attach(record.id, "none", sandbox.hostname, ())
+            sandbox = sandbox.replace(endpoint=endpoint)
+            os.makedirs(f"{sandbox.directory}/stage", 0o711, exist_ok=True)
+            lock = Lock(f"{sandbox.directory}/lock", wait=0)
+            undo.callback(lock.release)
+            channel = level.start(sandbox, keep=(lock.fd,), exit_command=(), custody=True)
+            undo.callback(channel.close)
+            process = ProcessSpec(args=("pause",))
+            plan = container_plan(sandbox, process, level.place(sandbox), Security(capabilities=ALL_CAPABILITIES, masked=False), (), Etc())
+            setup = plan.ops[: next(index for index, item in enumerate(plan.ops) if item.code is Code.PIVOT) + 1]
+            channel.spawn(plan.replace(ops=(*setup, op(Code.DEATH, 9), op(Code.BUILTIN, 1, "pause"))))
+            yield sandbox
+
+    def _rootfs(self, record: Container) -> Rootfs:
+        diff_ids = tuple(layer.diff_id for layer in self.core.images.resolve(record.image_id).layers)
+        return self.core.rootfs.prepare(record.id, diff_ids, disk=record.spec.isolation is Level.VM)
+
+    def security(self, spec: ContainerSpec, *, privileged: bool = False) -> Security:
+        """Capabilities, filter and limits of a spec. Raises InvalidArgument for names that do not exist."""
+        options = {name: value for name, _, value in (option.partition("=") for option in spec.security_opt)}
+        whole = spec.privileged or privileged
+        mask = capabilities.resolve(spec.cap_add, spec.cap_drop, whole)
+        profile = "unconfined" if whole else options.get("seccomp", "default")
+        return Security(
+            capabilities=mask,
+            seccomp=seccomp.program(profile, mask, cache=f"{self.core.layout.run}/seccomp"),
+            no_new_privileges="no-new-privileges" in options and options["no-new-privileges"] != "false",
+            masked=not whole and options.get("systempaths") != "unconfined",
+            rlimits=tuple((rlimit_number(limit.name), limit.soft & (2**64 - 1), limit.hard & (2**64 - 1)) for limit in spec.ulimits),
+        )
+
+    def _open_sandbox(self, sandbox: Sandbox) -> Lock:
+        os.makedirs(f"{sandbox.directory}/stage", 0o711, exist_ok=True)
+        lock = Lock(f"{sandbox.directory}/lock", wait=0, busy=f"container {sandbox.id[:12]} is already running")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{sandbox.state}/exit")
+        return lock
+
+    def _explain(self, error: SandboxGone, sandbox: Sandbox) -> SandboxError:
+        tail = console_tail(sandbox.directory)
+        return SandboxError(
+            f"the sandbox ended before the container ran: {error.message}",
+            stage=error.stage,
+            details="\n".join(part for part in (error.details, tail) if part),
+            hint="the last lines of its console follow with --debug" if tail else "",
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _ended(self, identifier: str, exit: Exit) -> None:
+        """An attached caller saw the end: settle here, since this connection has custody."""
+        with contextlib.suppress(NacreError):
+            self.finish(identifier)
+
+    def finish(self, identifier: str) -> Container | None:
+        """Settle a container whose main process has ended (or whose sandbox is gone), as soon as its stem has let go."""
+        with self.verb(identifier):
+            found = self.load(identifier)
+            return self.settle(*found) if found else None
+
+    def settle(self, record: Container, block: int, active: bool) -> Container:
+        """Bring record and host in line with the kernel; the caller holds the verb lock. Idempotent.
+
+        A container whose sandbox still lives, with a main process that has not ended, is left alone.
+        """
+        if not active:
+            return record
+        exit = read_exit_record(f"{self.core.layout.container(record.id)}/exit")
+        if self.alive(record.id):
+            if exit is None:
+                return record
+            self._hang_up(record)
+        # Read again: a stem writes its record before it lets go of the lock.
+        exit = exit or read_exit_record(f"{self.core.layout.container(record.id)}/exit")
+        lost = exit is None
+        exit = exit or LOST
+        self.clean(record)
+        record = record.replace(
+            exit_code=exit.code,
+            oom_killed=exit.oom,
+            finished=timestamp(exit.time_ns / 1e9 if exit.time_ns else None),
+            pid=0,
+            error="its sandbox was killed (no exit record)" if lost and not record.error else record.error,
+        )
+        self.core.database.put(record, active=False)
+        if exit.oom:
+            self.core.container_event(record, "oom")
+        self.core.container_event(record, "die", exitCode=str(exit.code))
+        return record
+
+    def _hang_up(self, record: Container) -> None:
+        """The main process ended: wait for the stem, which is on its way out; hurry it along when nothing is to be kept."""
+        try:
+            if record.spec.auto_remove:
+                with contextlib.closing(Channel(self.core.layout.sandbox(record.id))) as channel:
+                    channel.shutdown(force=True, timeout=ENDING)
+        except SandboxError:
+            pass
+        deadline = time.monotonic() + ENDING
+        pause = 0.0005
+        while self.alive(record.id):
+            if time.monotonic() > deadline:
+                self.kill_stem(record.id)
+                return
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+    def kill_stem(self, identifier: str) -> None:
+        """Last resort: SIGKILL the stem; its children die with it (parent-death signal, cgroup)."""
+        path = f"{self.core.layout.sandbox(identifier)}/stem.pid"
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            pid = int(file.read())
+            # The lock is held, so the pid cannot have been reused by a stranger.
+            if self.alive(identifier):
+                os.kill(pid, 9)
+        deadline = time.monotonic() + 5
+        while self.alive(identifier) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def clean(self, record: Container) -> None:
+        """Remove everything a container's run left on the host: stem, cgroups, network, run-time directory. Idempotent, never raises."""
+        identifier = record.id
+        steps = (
+            lambda: self.kill_stem(identifier) if self.alive(identifier) else None,
+            lambda: driver(record.spec.isolation).clean(identifier),
+            lambda: self.core.network.detach(identifier),
+            lambda: shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True),
+        )
+        for step in steps:
+            with contextlib.suppress(NacreError, OSError):
+                step()
+
+    def remove(self, record: Container) -> None:
+        """Delete a container that is not running: files first, the row last, so that a kill in between can be repeated."""
+        self.clean(record)
+        self.core.rootfs.remove(record.id)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.core.layout.container(record.id)}/exit")
+        shutil.rmtree(self.core.layout.container(record.id), ignore_errors=True)
+        self.core.database.drop(record.id)
+        self.core.container_event(record, "destroy")
+
+    def sweep(self) -> None:
+        """Finish what killed callers left: `run`s that never started, containers whose sandbox ended unobserved."""
+        for identifier in self.core.database.all(pending=True):
+            with contextlib.suppress(Conflict), self.verb(identifier, wait=0):
+                found = self.load(identifier)
+                if found and not found[2] and not self.alive(identifier):
+                    self.remove(found[0])
+        for name in os.listdir(f"{self.core.layout.run}/sandboxes"):
+            if name.endswith(FILES):
+                with contextlib.suppress(Conflict), self.verb(name.removesuffix(FILES), wait=0):
+                    found = self.load(name.removesuffix(FILES))
+                    if found:
+                        self.clean(found[0].replace(id=name))
+
+    def settled(self, identifier: str) -> tuple[Container, int, bool] | None:
+        """The record as of now: settled first if its sandbox ended. Does not wait for a verb in progress."""
+        found = self.load(identifier)
+        if not found or not found[2]:
+            return found
+        if self.alive(identifier) and not os.path.exists(f"{self.core.layout.container(identifier)}/exit"):
+            return found
+        try:
+            with self.verb(identifier, wait=0):
+                found = self.load(identifier)
+                if found:
+                    self.settle(*found)
+                    if found[0].spec.auto_remove and not self.alive(identifier):
+                        self.remove(found[0])
+        except Conflict:
+            pass
+        return self.load(identifier)
+
+
+def requested_devices(spec: ContainerSpec) -> list[Device]:
+    """Device nodes a container gets beyond the defaults. Privileged containers get every device of the host's /dev.
+
+    Raises Conflict when a named device does not exist.
+    """
+    if spec.privileged and spec.isolation is Level.PROCESS:
+        return list(_host_devices())
+    return [_device(*_device_words(text)) for text in spec.devices]
+
+
+def _device_words(text: str) -> Sequence[str]:
+    words = text.split(":")
+    return words[0], (words[1] if len(words) > 1 else words[0])
+
+
+def _device(source: str, target: str) -> Device:
+    try:
+        status = os.stat(source)
+    except OSError as error:
+        raise Conflict(f'error gathering device information while adding custom device "{source}": {error.strerror}') from error
+    kind = "b" if (status.st_mode & 0o170000) == 0o060000 else "c"
+    return Device(
+        name=target.removeprefix("/dev/"),
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+        kind=kind,
+        mode=status.st_mode & 0o777,
+    )
+
+
+def _host_devices() -> Iterator[Device]:
+    known = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
+    for directory, _, names in os.walk("/dev"):
+        if directory.startswith(("/dev/pts", "/dev/shm", "/dev/mqueue")):
+            continue
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                mode = os.lstat(path).st_mode & 0o170000
+                if name not in known and mode in (0o020000, 0o060000):
+                    yield _device(path, path)
+
+
+def hostname(spec: ContainerSpec, identifier: str) -> str:
+    """The name a container goes by: asked for, the host's (network host), or the short id."""
+    return spec.hostname or (os.uname().nodename if spec.network == "host" else identifier[:12])
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def console_tail(directory: str, size: int = 2048) -> str:
+    """The last lines of a guest's console, "" when there is none."""
+    try:
+        with open(f"{directory}/console.log", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+__all__ = ["MAIN", "Lifecycle", "console_tail", "hostname", "requested_devices"]

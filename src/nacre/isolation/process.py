@@ -1,0 +1,163 @@
+"""Level `process`: namespaces and cgroups on the host's kernel, and how a stem is started at any level."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from nacre.errors import HostError, SandboxError
+from nacre.isolation.channel import Channel
+from nacre.isolation.plan import Place
+from nacre.linux import cgroups, devices
+from nacre.model.container import ContainerSpec, LayerMount, Rootfs, Sandbox, Stats
+from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
+
+GREETING = 10.0
+
+
+def stem_path() -> str:
+    """Path of the stem program that belongs to this installation. Raises HostError when it was never built."""
+    path = os.environ.get("NACRE_STEM") or os.path.join(os.path.dirname(os.path.dirname(__file__)), "bin", "stem")
+    if not os.access(path, os.X_OK):
+        raise HostError(f"stem is not built: {path} is missing", hint="run: make build")
+    return path
+
+
+def launch(role: str, directory: str, *, keep: Sequence[int] = (), exit_command: Sequence[str] = ()) -> None:
+    """Start a stem (role host or relay) for the sandbox in `directory`; returns when it listens.
+
+    keep: descriptors that it holds until it exits (the lock, reserved ports). exit_command: run by it at its very end.
+    Raises SandboxError(stage="launch") with what it printed.
+    """
+    argv = [stem_path(), role, directory, *(("--", *exit_command) if exit_command else ())]
+    said, mouth = os.pipe2(os.O_CLOEXEC)
+    try:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, mouth, 2),
+            # Duplicating a descriptor onto itself clears close-on-exec in the child alone: no other child can inherit a lock.
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep),
+        ]
+        pid = os.posix_spawn(argv[0], argv, _environment(), file_actions=actions)
+        os.close(mouth)
+        mouth = -1
+        with open(said, "rb", closefd=False) as stderr:
+            text = stderr.read(4096).decode(errors="replace").strip()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except OSError as error:
+        raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
+    finally:
+        os.close(said)
+        if mouth >= 0:
+            os.close(mouth)
+    if code:
+        raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
+
+
+def _environment() -> dict[str, str]:
+    kept = ("PATH", "PYTHONPATH", "NACRE_CACHE", "NACRE_STEM", "LANG")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+class Process:
+    """The driver of level process. State of a sandbox: its stem (lock in the directory) and its cgroups `nacre/<id>`."""
+
+    def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
+        """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
+        cgroups.create(sandbox.id, sandbox.spec.resources, rules=device_rules(sandbox.spec))
+        launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
+        channel = Channel(sandbox.directory, custody=custody)
+        channel.hello(timeout=GREETING)
+        return channel
+
+    def place(self, sandbox: Sandbox) -> Place:
+        """How the container plan looks at this level."""
+        group = cgroups.find(sandbox.id)
+        block = sandbox.owner if sandbox.spec.userns == "private" else 0
+        return Place(
+            stage=f"{sandbox.directory}/stage",
+            scratch=f"{sandbox.state}/etc",
+            rootfs=tuple(rootfs_ops(sandbox.rootfs, idmapped=bool(block))),
+            join=group.procs_paths(),
+            cgroup=cgroup_mounts(cgroups.layout()),
+            netns=sandbox.endpoint.netns,
+            oom=group.oom_file(),
+            user_block=block,
+        )
+
+    def stats(self, sandbox: Sandbox) -> Stats:
+        """One sample from the cgroups."""
+        return cgroups.find(sandbox.id).stats().replace(time=time.time())
+
+    def pause(self, sandbox: Sandbox) -> None:
+        """Freeze every process of the sandbox."""
+        cgroups.find(sandbox.id).freeze()
+
+    def resume(self, sandbox: Sandbox) -> None:
+        """Thaw them."""
+        cgroups.find(sandbox.id).thaw()
+
+    def paused(self, sandbox: Sandbox) -> bool:
+        """Whether the sandbox is frozen."""
+        return cgroups.find(sandbox.id).frozen()
+
+    def describe(self, sandbox: Sandbox) -> dict[str, object]:
+        """What `inspect` tells about the isolation."""
+        return {"Kernel": os.uname().release, "Assurance": "namespaces, cgroups and seccomp on the host's kernel"}
+
+    def clean(self, identifier: str) -> None:
+        """Kill what is left and remove the cgroups. Idempotent."""
+        group = cgroups.find(identifier)
+        group.kill()
+        group.remove()
+
+
+def device_rules(spec: ContainerSpec) -> tuple[devices.DeviceRule, ...] | None:
+    """The devices a container may open: the defaults and what it asked for (HOST[:CONTAINER[:ACCESS]]); None = every one."""
+    if spec.privileged:
+        return None
+    asked = (text.split(":") for text in spec.devices)
+    return (*devices.DEFAULT_DEVICES, *(devices.rule_for(words[0], words[2] if len(words) > 2 else "rwm") for words in asked))
+
+
+def cgroup_mounts(layout: cgroups.Layout) -> tuple[tuple[str, str, str, str], ...]:
+    """(source, type, name, data) of what a container sees below /sys/fs/cgroup: the layout of its host."""
+    if not layout.v1:
+        return (("cgroup", "cgroup2", "", ""),) if layout.unified else ()
+    joint: dict[str, list[str]] = {}
+    for controller, point in sorted(layout.v1.items()):
+        joint.setdefault(point, []).append(controller)
+    mounts = [("cgroup", "cgroup", os.path.basename(point), ",".join(names)) for point, names in joint.items()]
+    return (*mounts, ("cgroup", "cgroup2", "unified", "")) if layout.unified else tuple(mounts)
+
+
+def rootfs_ops(rootfs: Rootfs, *, idmapped: bool) -> list[Op]:
+    """Operations that put a root file system at `root` below the working directory (the stage)."""
+    ops = [op(Code.MKDIR, "root", 0o755)]
+    if rootfs.tree:
+        return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if idmapped else [])]
+    for number, layer in enumerate(rootfs.layers):
+        ops += _layer_ops(layer, f"l{number}", idmapped=idmapped)
+    # Short relative names: the options of a mount must fit in one page, however many layers there are.
+    lower = ":".join(f"l{number}" for number in reversed(range(len(rootfs.layers))))
+    ops += [op(Code.MKDIR, "u", 0o755), op(Code.BIND, rootfs.upper, "u", MS_BIND)]
+    if idmapped:
+        ops.append(op(Code.IDMAP, "u"))
+    return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=u/upper,workdir=u/work")]
+
+
+def _layer_ops(layer: LayerMount, name: str, *, idmapped: bool) -> list[Op]:
+    ops = [op(Code.MKDIR, name, 0o755)]
+    if layer.format == "erofs":
+        ops.append(op(Code.IMAGE, layer.path, name, "erofs", MS_RDONLY, ""))
+    else:
+        ops.append(op(Code.BIND, layer.path, name, MS_BIND | MS_RDONLY))
+    return [*ops, op(Code.IDMAP, name)] if idmapped else ops
+
+
+def reap_command(root: str, run_directory: str, identifier: str) -> list[str]:
+    """The exit command of a sandbox: an engine that settles what its owner is no longer there to settle."""
+    return [sys.executable, "-P", "-m", "nacre.engine.reap", root, run_directory, identifier]

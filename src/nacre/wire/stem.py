@@ -1,0 +1,246 @@
+"""The stem protocol as bytes (docs/stem-protocol.md). Sans-I/O: frames and records in, bytes out, and back.
+
+Nothing here trusts its input: lengths are bounded, unknown types and codes are errors (ValueError), text is decoded leniently.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+from nacre.model.plan import Code, Op, Spawn, type_of_argument
+
+VERSION = 1
+HEAD = struct.Struct("<IHHII")
+PAYLOAD_MAX = 1 << 20
+NO_INDEX = 0xFFFFFFFF
+LOCAL_PROC = 0x80000000
+
+# Flags of the frame types, as in the table of the protocol page.
+CUSTODY = 1
+ATTACH, TTY, STDIN, MAIN, LOCAL, CHANNEL, CONSOLE = 1, 2, 4, 8, 16, 32, 64
+EOF, FORCE, STDERR, OOM = 1, 1, 1, 1
+HOLD_STDIN, HOLD_OUTPUT = 1, 2
+
+LOG_HEAD = struct.Struct("<QBI")
+_EXITED = struct.Struct("<IIQ")
+_STAT = struct.Struct("<IIII")
+_PAIR = struct.Struct("<II")
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_OP = struct.Struct("<HH")
+_ROLES = {1: "host", 2: "guest", 3: "relay"}
+
+
+class Type(enum.IntEnum):
+    """Frame types."""
+
+    HELLO = 0x01
+    SPAWN = 0x02
+    ATTACH = 0x03
+    WRITE = 0x04
+    RESIZE = 0x05
+    SIGNAL = 0x06
+    WAIT = 0x07
+    STAT = 0x08
+    SHUTDOWN = 0x09
+    READ = 0x0A
+    HOLD = 0x10
+    RELEASE = 0x11
+    OK = 0x81
+    ERROR = 0x82
+    OUTPUT = 0x83
+    EXITED = 0x84
+    READY = 0x85
+
+
+class Frame(NamedTuple):
+    """One frame. tag: chosen by the requester, 0 = unsolicited."""
+
+    type: Type
+    flags: int
+    proc: int
+    tag: int
+    payload: bytes
+
+
+class Hello(NamedTuple):
+    """A stem's greeting. role: host, guest or relay; release: of the kernel the containers run on."""
+
+    version: int
+    role: str
+    release: str
+
+
+class Refused(Exception):
+    """An ERROR answer: operation index (NO_INDEX = none), errno and the stem's own words."""
+
+    def __init__(self, index: int, errno: int, text: str) -> None:
+        super().__init__(text)
+        self.index = index
+        self.errno = errno
+        self.text = text
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of a frame. Raises ValueError when the payload is too long."""
+    if len(frame.payload) > PAYLOAD_MAX:
+        raise ValueError(f"a payload of {len(frame.payload)} bytes exceeds the frame limit of {PAYLOAD_MAX}")
+    return HEAD.pack(len(frame.payload), frame.type, frame.flags, frame.proc, frame.tag) + frame.payload
+
+
+class Decoder:
+    """Bytes to frames, however they are cut."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are complete now. Raises ValueError for a frame that is too long or of an unknown type."""
+        self._data += data
+        frames, at = [], 0
+        while len(self._data) - at >= HEAD.size:
+            length, kind, flags, proc, tag = HEAD.unpack_from(self._data, at)
+            if length > PAYLOAD_MAX:
+                raise ValueError(f"a frame of {length} bytes")
+            if len(self._data) - at < HEAD.size + length:
+                break
+            start = at + HEAD.size
+            frames.append(Frame(Type(kind), flags, proc, tag, bytes(self._data[start : start + length])))
+            at = start + length
+        del self._data[:at]
+        return frames
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+def u32(value: int) -> bytes:
+    """Four bytes."""
+    return _U32.pack(value)
+
+
+def size(rows: int, columns: int) -> bytes:
+    """The payload of RESIZE."""
+    return struct.pack("<HH", min(rows, 0xFFFF), min(columns, 0xFFFF))
+
+
+def string(value: str | bytes) -> bytes:
+    """A length and that many bytes. Raises ValueError for NUL in text, which no kernel interface takes."""
+    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"NUL byte in {value!r}")
+    return _U32.pack(len(data)) + data
+
+
+def encode_spawn(spawn: Spawn) -> tuple[bytes, int]:
+    """(payload, flags) of SPAWN. Raises ValueError when the plan does not fit a frame."""
+    head = (
+        string(spawn.log) + _U64.pack(spawn.log_limit) + string(spawn.exit) + string(spawn.oom)
+        + struct.pack("<QHHI", spawn.clone, spawn.rows, spawn.columns, len(spawn.ops))
+    )  # fmt: skip
+    choices = (
+        (spawn.attach, ATTACH), (spawn.tty, TTY), (spawn.stdin, STDIN), (spawn.main, MAIN), (spawn.local, LOCAL), (spawn.channel, CHANNEL),
+        (spawn.console, CONSOLE),
+    )  # fmt: skip
+    return b"".join((head, *(_encode_op(item) for item in spawn.ops))), sum(flag for wanted, flag in choices if wanted)
+
+
+def _encode_op(item: Op) -> bytes:
+    return b"".join((_OP.pack(item.code, len(item.args)), *(_encode_argument(arg) for arg in item.args)))
+
+
+def _encode_argument(arg: type_of_argument) -> bytes:
+    return string(_U64.pack(arg & 0xFFFFFFFFFFFFFFFF)) if isinstance(arg, int) else string(arg)
+
+
+class _Reader:
+    """Bounded reading of a payload; every overrun is a ValueError."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise ValueError("truncated record")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def u32(self) -> int:
+        return int(_U32.unpack(self.take(4))[0])
+
+    def u64(self) -> int:
+        return int(_U64.unpack(self.take(8))[0])
+
+    def text(self) -> str:
+        return self.take(self.u32()).decode("utf-8", "surrogateescape")
+
+
+def decode_spawn(payload: bytes, flags: int) -> tuple[Spawn, tuple[tuple[Code, tuple[bytes, ...]], ...]]:
+    """The record without its operations, and the operations with their arguments still as bytes. Raises ValueError."""
+    reader = _Reader(payload)
+    log, limit, exit_path, oom = reader.text(), reader.u64(), reader.text(), reader.text()
+    clone, rows, columns, count = struct.unpack("<QHHI", reader.take(16))
+    operations = []
+    for _ in range(count):
+        code, arguments = _OP.unpack(reader.take(4))
+        operations.append((Code(code), tuple(reader.take(reader.u32()) for _ in range(arguments))))
+    if reader.at != len(payload):
+        raise ValueError("bytes after the last operation")
+    spawn = Spawn(
+        ops=(), clone=clone, log=log, log_limit=limit, exit=exit_path, oom=oom, rows=rows, columns=columns,
+        attach=bool(flags & ATTACH), tty=bool(flags & TTY), stdin=bool(flags & STDIN), main=bool(flags & MAIN),
+        local=bool(flags & LOCAL), channel=bool(flags & CHANNEL), console=bool(flags & CONSOLE),
+    )  # fmt: skip
+    return spawn, tuple(operations)
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """The answer to HELLO. Raises ValueError."""
+    reader = _Reader(payload)
+    version, role = reader.u32(), reader.u32()
+    return Hello(version, _ROLES.get(role, str(role)), reader.text())
+
+
+def decode_spawned(payload: bytes) -> tuple[int, int]:
+    """The answer to SPAWN: process number, pid. Raises ValueError."""
+    proc, pid = _PAIR.unpack(_Reader(payload).take(8))
+    return int(proc), int(pid)
+
+
+def decode_error(payload: bytes) -> Refused:
+    """The exception in an ERROR frame. Raises ValueError."""
+    reader = _Reader(payload)
+    return Refused(reader.u32(), reader.u32(), reader.text())
+
+
+def decode_exited(payload: bytes) -> tuple[int, int, int]:
+    """The end of a process: code, signal, time in ns since the epoch. Raises ValueError."""
+    code, signal, time_ns = _EXITED.unpack(_Reader(payload).take(_EXITED.size))
+    return int(code), int(signal), int(time_ns)
+
+
+def decode_stat(payload: bytes) -> list[tuple[int, int, int, int]]:
+    """The answer to STAT: (process number, pid, state 1 running 2 ended, code). Raises ValueError."""
+    reader = _Reader(payload)
+    return [_STAT.unpack(reader.take(_STAT.size)) for _ in range(reader.u32())]
+
+
+def decode_ready(payload: bytes) -> tuple[int, str, int]:
+    """A guest's first frame: version, kernel release, uptime in ns. Raises ValueError."""
+    reader = _Reader(payload)
+    return reader.u32(), reader.text(), reader.u64()
+
+
+def read_log(data: bytes) -> tuple[list[tuple[int, int, bytes]], bytes]:
+    """Complete log records (time in ns, stream 1 stdout 2 stderr, bytes) and the rest."""
+    records, at = [], 0
+    while len(data) - at >= LOG_HEAD.size:
+        time_ns, stream, length = LOG_HEAD.unpack_from(data, at)
+        start = at + LOG_HEAD.size
+        if len(data) - start < length:
+            break
+        records.append((time_ns, stream, data[start : start + length]))
+        at = start + length
+    return records, data[at:]
