@@ -1,0 +1,1 @@
+"""Networks and endpoints: namespaces, the bridge, addresses, published ports, names. Answers with Endpoint values."""
