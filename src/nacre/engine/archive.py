@@ -69,11 +69,12 @@ def put_tar(stream: Stream, source: Any) -> None:
             else:
                 stream.close_stdin()
                 done = True
-        select.select([stream], [stream] if stream.want_write else [], [], None if done and not stream.want_write else 0.05)
-        stream.flush()
         pieces = stream.read(0.0)
         if pieces is None:
             break
+        if not pieces and (done or stream.want_write):
+            select.select([stream], [stream] if stream.want_write else [], [])
+            stream.flush()
         errors += b"".join(piece for _, piece in pieces)[:4096]
     stream.close()
     if stream.exit_code:

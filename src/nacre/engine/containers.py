@@ -228,8 +228,11 @@ class Container:
             raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
         self._core.container_event(self.record, "kill", signal=str(number))
         with self._channel() as channel:
-            channel.signal(MAIN, number)
-            ended = number == SIGKILL and channel.wait(MAIN, timeout=KILL_PATIENCE) is not None
+            if number == SIGKILL:
+                ended = channel.end(MAIN, number, timeout=KILL_PATIENCE)
+            else:
+                channel.signal(MAIN, number)
+                ended = False
         if ended:
             self._lifecycle.finish(self.id)
             self._auto_remove()
@@ -486,8 +489,7 @@ class Container:
         """Signal the main process and wait for it; SIGKILL when it takes too long. The verb lock is held."""
         with contextlib.suppress(SandboxGone), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
             channel.hello()
-            channel.signal(MAIN, number)
-            if channel.wait(MAIN, timeout=None if patience < 0 else float(patience)) is not None:
+            if channel.end(MAIN, number, timeout=None if patience < 0 else float(patience)):
                 return
         self._kill_now()
 
@@ -497,8 +499,7 @@ class Container:
                 self._pausable().resume(self._sandbox())
         with contextlib.suppress(SandboxError), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
             channel.hello(timeout=KILL_PATIENCE)
-            channel.signal(MAIN, SIGKILL)
-            channel.wait(MAIN, timeout=KILL_PATIENCE)
+            channel.end(MAIN, SIGKILL, timeout=KILL_PATIENCE)
         if self._lifecycle.alive(self.id) and not self._ended():
             self._lifecycle.kill_stem(self.id)
 

@@ -246,12 +246,8 @@ class Lifecycle:
 
     def _hang_up(self, record: Container) -> None:
         """The main process ended: wait for the stem, which is on its way out; hurry it along when nothing is to be kept."""
-        try:
-            if record.spec.auto_remove:
-                with contextlib.closing(Channel(self.core.layout.sandbox(record.id))) as channel:
-                    channel.shutdown(force=True, timeout=ENDING)
-        except SandboxError:
-            pass
+        if record.spec.auto_remove:
+            self.end_stem(record.id)
         deadline = time.monotonic() + ENDING
         pause = 0.0005
         while self.alive(record.id):
@@ -260,6 +256,13 @@ class Lifecycle:
                 return
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
+
+    def end_stem(self, identifier: str) -> None:
+        """End a sandbox at once: ask its stem; failing that, kill it."""
+        with contextlib.suppress(SandboxError), contextlib.closing(Channel(self.core.layout.sandbox(identifier))) as channel:
+            channel.shutdown(force=True, timeout=5)
+        if self.alive(identifier):
+            self.kill_stem(identifier)
 
     def kill_stem(self, identifier: str) -> None:
         """Last resort: SIGKILL the stem; its children die with it (parent-death signal, cgroup)."""
@@ -277,7 +280,7 @@ class Lifecycle:
         """Remove everything a container's run left on the host: stem, cgroups, network, run-time directory. Idempotent, never raises."""
         identifier = record.id
         steps = (
-            lambda: self.kill_stem(identifier) if self.alive(identifier) else None,
+            lambda: self.end_stem(identifier) if self.alive(identifier) else None,
             lambda: driver(record.spec.isolation).clean(identifier),
             lambda: self.core.network.detach(identifier),
             lambda: shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True),

@@ -39,6 +39,7 @@ class Stream:
     def read(self, timeout: float | None = 0.0) -> list[tuple[int, bytes]] | None:
         """Output that has arrived, as (1 stdout | 2 stderr, bytes); [] when there is none yet, None after the end.
 
+        Before a select, call it until it answers [] or None: the end may have arrived together with the last output.
         timeout: seconds to wait for the first piece, None = for ever.
         """
         if self.exit_code is not None:
@@ -99,11 +100,12 @@ class Stream:
             self.close_stdin()
         collected: dict[int, list[bytes]] = {1: [], 2: []}
         while True:
-            select.select([self], [self] if self.want_write else [], [])
-            self.flush()
             pieces = self.read(0.0)
             if pieces is None:
                 break
+            if not pieces:
+                select.select([self], [self] if self.want_write else [], [])
+                self.flush()
             for stream, piece in pieces:
                 collected[stream].append(piece)
         self.close()

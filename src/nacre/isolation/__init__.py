@@ -56,7 +56,6 @@ class Pausable(Protocol):
 DRIVERS = {
     "process": "nacre.isolation.process:Process",
     "vm": "nacre.isolation.microvm:MicroVm",
-    "fake": "nacre.isolation.fake:Fake",
 }
 
 

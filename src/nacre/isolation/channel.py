@@ -99,6 +99,14 @@ class Channel:
             return None
         return decode_exit(answer)
 
+    def end(self, proc: int, number: int, *, timeout: float | None) -> bool:
+        """Send a signal and wait for the process's end; whether it came within `timeout` seconds. A sandbox that ends first has ended it."""
+        try:
+            self.signal(proc, number)
+            return self.wait(proc, timeout=timeout) is not None
+        except SandboxGone:
+            return True
+
     def stat(self) -> list[tuple[int, int, int, int]]:
         """(process number, pid, state 1 running 2 ended, exit code) of every process of the sandbox."""
         return wire.decode_stat(self._plain(wire.Type.STAT).payload)

@@ -1,0 +1,1 @@
+"""Shipped test doubles and conformance suites, one per driver interface. Imported only by tests."""
