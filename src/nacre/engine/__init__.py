@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from nacre.engine.core import Core
@@ -16,15 +17,34 @@ from nacre.model.image import Image, Progress
 from nacre.version import VERSION
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Containers
+    from nacre.engine.containers import Container, Containers
     from nacre.engine.doctor import Check
     from nacre.engine.images import Images
     from nacre.engine.lifecycle import Lifecycle
     from nacre.engine.networks import Networks
     from nacre.engine.volumes import Volumes
+    from nacre.isolation.logs import LogRecord
+    from nacre.isolation.stream import Stream
     from nacre.model.container import ContainerSpec
 
-__all__ = ["Engine"]
+_HOMES = {
+    "Check": "engine.doctor",
+    "Container": "engine.containers",
+    "Containers": "engine.containers",
+    "Images": "engine.images",
+    "LogRecord": "isolation.logs",
+    "Networks": "engine.networks",
+    "Stream": "isolation.stream",
+    "Volumes": "engine.volumes",
+}
+__all__ = ["Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes"]
+
+
+def __getattr__(name: str) -> Any:
+    # The facade's other names load when first used: `ps` needs none of most of them.
+    if name in _HOMES:
+        return getattr(import_module(f"nacre.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'nacre.engine' has no attribute {name!r}")
 
 
 class Engine:
@@ -101,7 +121,7 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What this engine uses and holds."""
-        from nacre.linux import cgroups
+        from nacre.isolation.process import cgroup_kind
         from nacre.model.container import State
 
         states = [container.state for container in self.containers.list(all=True)]
@@ -116,7 +136,7 @@ class Engine:
             "Images": len(self.images.list()),
             "StorageDriver": self._core.layers.driver,
             "StorageDriverReason": self._core.layers.reason,
-            "CgroupLayout": cgroups.layout().kind,
+            "CgroupLayout": cgroup_kind(),
             "IsolationLevels": ["process", "vm"],
             "NCPU": os.cpu_count() or 1,
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

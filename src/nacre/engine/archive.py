@@ -6,8 +6,8 @@ import select
 from collections.abc import Callable
 from typing import Any
 
-from nacre.engine.stream import Stream
 from nacre.errors import InvalidArgument, NotFound, SandboxError
+from nacre.isolation.stream import Stream
 
 CHUNK = 256 * 1024
 

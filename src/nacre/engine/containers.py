@@ -15,13 +15,12 @@ from nacre.engine.archive import TarReader, put_tar, stat_line
 from nacre.engine.core import Core, timestamp
 from nacre.engine.inspect import container_json
 from nacre.engine.lifecycle import MAIN, Lifecycle, hostname
-from nacre.engine.logs import LogRecord, read_logs
-from nacre.engine.stream import Stream
 from nacre.errors import Conflict, ExecError, InvalidArgument, NacreError, NotFound, SandboxError, SandboxGone, Unsupported
 from nacre.isolation import Pausable, driver
-from nacre.isolation.channel import Channel, Exit, read_exit_record
+from nacre.isolation.channel import Channel, Exit, read_exit_record, signal_number
+from nacre.isolation.logs import LogRecord, read_logs
 from nacre.isolation.plan import builtin_plan, exec_plan
-from nacre.linux.process import signal_number
+from nacre.isolation.stream import Stream
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
 from nacre.model.container import Container as Record
 from nacre.model.image import Image, Progress
@@ -56,7 +55,6 @@ class Containers:
         identifier = names.new_id()
         ports = merge.published(spec, image.config)
         spec = spec.replace(ports=ports, mounts=merge.image_volumes(spec, image.config))
-        self._lifecycle.security(spec)  # refuse unknown capabilities and profiles before anything exists
         record = Record(
             id=identifier,
             name=spec.name or names.suggest(identifier, 0),

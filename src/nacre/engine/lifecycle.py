@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
-from nacre.engine.stream import Stream
 from nacre.errors import Conflict, NacreError, SandboxError, SandboxGone
 from nacre.isolation import Driver, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
 from nacre.isolation.process import reap_command
-from nacre.linux import capabilities, seccomp
-from nacre.linux.process import rlimit_number
+from nacre.isolation.security import security
+from nacre.isolation.stream import Stream
 from nacre.model.container import Container, ContainerSpec, Level, ProcessSpec, Rootfs, Sandbox
 from nacre.model.network import Endpoint
 from nacre.model.plan import Code, Spawn, op
@@ -173,17 +172,7 @@ class Lifecycle:
 
     def security(self, spec: ContainerSpec, *, privileged: bool = False) -> Security:
         """Capabilities, filter and limits of a spec. Raises InvalidArgument for names that do not exist."""
-        options = {name: value for name, _, value in (option.partition("=") for option in spec.security_opt)}
-        whole = spec.privileged or privileged
-        mask = capabilities.resolve(spec.cap_add, spec.cap_drop, whole)
-        profile = "unconfined" if whole else options.get("seccomp", "default")
-        return Security(
-            capabilities=mask,
-            seccomp=seccomp.program(profile, mask, cache=f"{self.core.layout.run}/seccomp"),
-            no_new_privileges="no-new-privileges" in options and options["no-new-privileges"] != "false",
-            masked=not whole and options.get("systempaths") != "unconfined",
-            rlimits=tuple((rlimit_number(limit.name), limit.soft & (2**64 - 1), limit.hard & (2**64 - 1)) for limit in spec.ulimits),
-        )
+        return security(spec, f"{self.core.layout.run}/seccomp", privileged=privileged)
 
     def _open_sandbox(self, sandbox: Sandbox) -> Lock:
         os.makedirs(f"{sandbox.directory}/stage", 0o711, exist_ok=True)

@@ -6,8 +6,7 @@ import os
 import posixpath
 
 from nacre.errors import InvalidArgument
-from nacre.linux import cgroups
-from nacre.linux.process import rlimit_number
+from nacre.isolation import security
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec
 from nacre.model.image import ImageConfig
 from nacre.model.network import PortMapping
@@ -60,7 +59,7 @@ def working_dir(path: str) -> str:
 
 def validate(spec: ContainerSpec) -> list[str]:
     """Refuse what cannot work; answers with warnings about what will be different. Raises InvalidArgument."""
-    cgroups.check(spec.resources)
+    security.check(spec)
     if spec.hostname and (len(spec.hostname) > 63 or "/" in spec.hostname):
         raise InvalidArgument(f"invalid hostname {spec.hostname!r}: at most 63 characters, no '/'")
     seen: set[str] = set()
@@ -71,8 +70,6 @@ def validate(spec: ContainerSpec) -> list[str]:
         seen.add(target)
         if not target.startswith("/") or target == "/":
             raise InvalidArgument(f"invalid mount target {mount.target!r}: it must be an absolute path below /")
-    for limit in spec.ulimits:
-        rlimit_number(limit.name)
     if spec.network in ("host", "none") and spec.ports:
         return [f"published ports are discarded when using the {spec.network} network"]
     return []

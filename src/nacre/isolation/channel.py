@@ -12,6 +12,7 @@ import socket
 import time
 
 from nacre.errors import BadContent, CommandNotExecutable, CommandNotFound, ExecError, NotFound, SandboxError, SandboxGone
+from nacre.linux.process import signal_number
 from nacre.model.plan import Code, Spawn
 from nacre.model.value import Value
 from nacre.wire import stem as wire
@@ -100,7 +101,7 @@ class Channel:
         return decode_exit(answer)
 
     def end(self, proc: int, number: int, *, timeout: float | None) -> bool:
-        """Send a signal and wait for the process's end; whether it came within `timeout` seconds. A sandbox that ends first has ended it."""
+        """Send a signal and wait up to `timeout` seconds for the process's end; whether it came. The sandbox's end is its end."""
         try:
             self.signal(proc, number)
             return self.wait(proc, timeout=timeout) is not None
@@ -263,4 +264,4 @@ def _plan_error(refused: wire.Refused, spawn: Spawn) -> Exception:
     return SandboxError(f"could not set up the container: {refused.text}", stage="plan", details=details)
 
 
-__all__ = ["Channel", "Exit", "decode_exit", "read_exit_record"]
+__all__ = ["Channel", "Exit", "decode_exit", "read_exit_record", "signal_number"]

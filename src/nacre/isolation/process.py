@@ -134,6 +134,11 @@ def cgroup_mounts(layout: cgroups.Layout) -> tuple[tuple[str, str, str, str], ..
     return (*mounts, ("cgroup", "cgroup2", "unified", "")) if layout.unified else tuple(mounts)
 
 
+def cgroup_kind() -> str:
+    """The cgroup layout of this host in one word: v2, v1, hybrid or none."""
+    return cgroups.layout().kind
+
+
 def rootfs_ops(rootfs: Rootfs, *, idmapped: bool) -> list[Op]:
     """Operations that put a root file system at `root` below the working directory (the stage)."""
     ops = [op(Code.MKDIR, "root", 0o755)]

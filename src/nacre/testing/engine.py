@@ -89,13 +89,13 @@ def fake_engine(directory: str) -> Iterator[tuple[Engine, FakeRootfs, FakeNetwor
     engine._core.__dict__.update(images=FakeImages(), rootfs=rootfs, network=network)
     unused: Callable[..., Any] = lambda *_, **__: b""  # noqa: E731
     try:
-        from nacre.engine import lifecycle
+        from nacre.isolation import security
 
-        saved, lifecycle.seccomp.program = lifecycle.seccomp.program, unused
+        saved, security.seccomp.program = security.seccomp.program, unused
         try:
             yield engine, rootfs, network
         finally:
-            lifecycle.seccomp.program = saved
+            security.seccomp.program = saved
     finally:
         for container in engine.containers.list():
             container.remove(force=True)
