@@ -20,17 +20,17 @@ from nacre.linux import netns
 from nacre.model.value import Value
 
 _AF_NETLINK, _AF_INET, _AF_INET6 = 16, 2, 10
-_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
+_NETLINK_ROUTE, NETFILTER = 0, 12
 _SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_CAP_ACK = 270, 11, 10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _MULTI, _ACK, _DUMP, _EXCL, _CREATE = 1, 2, 4, 0x300, 0x200, 0x400
+_REQUEST, ACK, DUMP, _EXCL, _CREATE = 1, 4, 0x300, 0x200, 0x400
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWQDISC, _NEWTFILTER = 20, 22, 24, 26, 36, 44
 _NESTED = 0x8000
 
 # linux/if_link.h
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS, _STATS64, _AF_SPEC, _NET_NS_FD = 1, 3, 4, 5, 10, 18, 20, 23, 26, 28
-_INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER, _BRPORT_HAIRPIN = 1, 2, 4, 5, 1, 4
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
 _IFF_UP = 1
 
@@ -41,6 +41,8 @@ _U32_SEL, _U32_ACT, _U32_TERMINAL, _MATCHALL_ACT = 5, 7, 1, 2
 _EGRESS_REDIRECT, _ACT_STOLEN = 1, 4
 
 _BUFFER = 1 << 17
+
+Socket = _socket.socket
 
 
 class Link(Value):
@@ -80,7 +82,7 @@ class Netlink:
     """
 
     def __init__(self, path: str = "") -> None:
-        self._socket = _open(path, _NETLINK_ROUTE)
+        self._socket = open_socket(path, _NETLINK_ROUTE)
         self._sequence = 0
 
     def close(self) -> None:
@@ -95,17 +97,17 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """Every interface of the namespace."""
-        answers = self._ask("cannot list the interfaces", _GETLINK, _DUMP, _link_header())
+        answers = self._ask("cannot list the interfaces", _GETLINK, DUMP, _link_header())
         return [_read_link(body) for body in answers]
 
     def link(self, name: str) -> Link | None:
         """One interface by name; None when there is none."""
         try:
-            answers = _exchange(self._socket, self._next(), _GETLINK, _ACK, _link_header() + _text(_IFNAME, name))
+            answers = exchange(self._socket, self._next(), _GETLINK, ACK, _link_header() + _text(_IFNAME, name))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
-            raise _explain(f"cannot look at the interface {name}", error) from error
+            raise explain(f"cannot look at the interface {name}", error) from error
         return _read_link(answers[0])
 
     def index(self, name: str) -> int:
@@ -117,15 +119,15 @@ class Netlink:
 
     def create_bridge(self, name: str, mac: str, mtu: int) -> bool:
         """Make a bridge (down). False when an interface of that name exists. The explicit MAC keeps it from changing with its ports."""
-        body = _link_header() + _text(_IFNAME, name) + _attribute(_ADDRESS, _mac(mac)) + _number(_MTU, mtu)
-        body += _nest(_LINKINFO, _text(_INFO_KIND, "bridge"))
+        body = _link_header() + _text(_IFNAME, name) + attribute(_ADDRESS, _mac(mac)) + _number(_MTU, mtu)
+        body += nest(_LINKINFO, _text(_INFO_KIND, "bridge"))
         try:
-            _exchange(self._socket, self._next(), _NEWLINK, _ACK | _CREATE | _EXCL, body)
+            exchange(self._socket, self._next(), _NEWLINK, ACK | _CREATE | _EXCL, body)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 return False
             hint = "modprobe bridge" if error.errno == errno.EOPNOTSUPP else ""
-            raise _explain(f"cannot make the bridge {name}", error, hint) from error
+            raise explain(f"cannot make the bridge {name}", error, hint) from error
         return True
 
     def create_veth(self, name: str, peer: str, *, namespace: str, mac: str, mtu: int, master: int = 0) -> None:
@@ -135,10 +137,10 @@ class Netlink:
         """
         fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            inner = _link_header() + _text(_IFNAME, peer) + _attribute(_ADDRESS, _mac(mac)) + _number(_MTU, mtu) + _number(_NET_NS_FD, fd)
-            info = _text(_INFO_KIND, "veth") + _nest(_INFO_DATA, _nest(_VETH_INFO_PEER, inner))
+            inner = _link_header() + _text(_IFNAME, peer) + attribute(_ADDRESS, _mac(mac)) + _number(_MTU, mtu) + _number(_NET_NS_FD, fd)
+            info = _text(_INFO_KIND, "veth") + nest(_INFO_DATA, nest(_VETH_INFO_PEER, inner))
             body = _link_header() + _text(_IFNAME, name) + _number(_MTU, mtu)
-            body += (_number(_MASTER, master) if master else b"") + _nest(_LINKINFO, info)
+            body += (_number(_MASTER, master) if master else b"") + nest(_LINKINFO, info)
             self._ask(f"cannot make the interface pair {name}", _NEWLINK, _CREATE | _EXCL, body, "modprobe veth")
         finally:
             os.close(fd)
@@ -146,7 +148,7 @@ class Netlink:
     def set_link(self, link: int | str, *, up: bool | None = None, mac: str = "", mtu: int = 0, master: int = -1, alias: str = "") -> None:
         """Change an interface, given by index or name. Defaults leave things as they are; master 0 takes it off its bridge."""
         body = _chosen(link, _IFF_UP if up else 0, 0 if up is None else _IFF_UP)
-        body += _attribute(_ADDRESS, _mac(mac)) if mac else b""
+        body += attribute(_ADDRESS, _mac(mac)) if mac else b""
         body += _number(_MTU, mtu) if mtu else b""
         body += _number(_MASTER, master) if master >= 0 else b""
         body += _text(_IFALIAS, alias) if alias else b""
@@ -157,18 +159,24 @@ class Netlink:
 
         It spares the host duplicate detection and listener reports on ends where nobody speaks IPv6. No IPv6 at all is fine too.
         """
-        mode = _nest(_AF_SPEC, _nest(_AF_INET6, _attribute(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)))
+        mode = nest(_AF_SPEC, nest(_AF_INET6, attribute(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)))
         with contextlib.suppress(OSError):
-            _exchange(self._socket, self._next(), _SETLINK, _ACK, _chosen(link) + mode)
+            exchange(self._socket, self._next(), _SETLINK, ACK, _chosen(link) + mode)
+
+    def set_hairpin(self, port: int | str) -> None:
+        """Let the bridge send a frame back out of the port that it came in by (given by index or name)."""
+        data = nest(_INFO_SLAVE_DATA, attribute(_BRPORT_HAIRPIN, b"\x01"))
+        body = _chosen(port) + nest(_LINKINFO, _text(_INFO_SLAVE_KIND, "bridge") + data)
+        self._ask(f"cannot change the bridge port {port}", _NEWLINK, 0, body)
 
     def delete_link(self, name: str) -> bool:
         """Delete an interface (both ends of a pair). Idempotent; False when there is none."""
         try:
-            _exchange(self._socket, self._next(), _DELLINK, _ACK, _link_header() + _text(_IFNAME, name))
+            exchange(self._socket, self._next(), _DELLINK, ACK, _link_header() + _text(_IFNAME, name))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return False
-            raise _explain(f"cannot delete the interface {name}", error) from error
+            raise explain(f"cannot delete the interface {name}", error) from error
         return True
 
     def add_address(self, index: int, address: str) -> None:
@@ -177,15 +185,15 @@ class Netlink:
         packed = _socket.inet_pton(_AF_INET, text)
         broadcast = (int.from_bytes(packed, "big") | (0xFFFFFFFF >> int(length))).to_bytes(4, "big")
         body = struct.pack("BBBBI", _AF_INET, int(length), 0, 0, index)
-        body += _attribute(1, packed) + _attribute(2, packed) + _attribute(4, broadcast)
+        body += attribute(1, packed) + attribute(2, packed) + attribute(4, broadcast)
         self._add(f"cannot give the address {address} to the interface with index {index}", _NEWADDR, body)
 
     def addresses(self) -> list[Address]:
         """Every IPv4 address of the namespace."""
         found = []
-        for body in self._ask("cannot list the addresses", _GETADDR, _DUMP, struct.pack("BBBBI", _AF_INET, 0, 0, 0, 0)):
+        for body in self._ask("cannot list the addresses", _GETADDR, DUMP, struct.pack("BBBBI", _AF_INET, 0, 0, 0, 0)):
             _family, length, _flags, _scope, index = struct.unpack_from("BBBBI", body)
-            values = dict(_attributes(body, 8))
+            values = dict(attributes(body, 8))
             packed = values.get(2) or values.get(1)
             if packed:
                 found.append(Address(index=index, address=f"{_socket.inet_ntop(_AF_INET, packed)}/{length}"))
@@ -196,19 +204,19 @@ class Netlink:
         text, _, length = ("0.0.0.0/0" if destination == "default" else destination).partition("/")
         scope = 0 if gateway else 253
         body = struct.pack("BBBBBBBBI", _AF_INET, int(length), 0, 0, 254, 3, scope, 1, 0)
-        body += _attribute(1, _socket.inet_pton(_AF_INET, text)) if int(length) else b""
-        body += _attribute(5, _socket.inet_pton(_AF_INET, gateway)) if gateway else b""
+        body += attribute(1, _socket.inet_pton(_AF_INET, text)) if int(length) else b""
+        body += attribute(5, _socket.inet_pton(_AF_INET, gateway)) if gateway else b""
         body += _number(4, index) if index else b""
         self._add(f"cannot add the route to {destination}", _NEWROUTE, body)
 
     def routes(self) -> list[Route]:
         """Every IPv4 route of the namespace to somewhere else (no local, broadcast or multicast ones), in all tables."""
         found = []
-        for body in self._ask("cannot list the routes", _GETROUTE, _DUMP, struct.pack("BBBBBBBBI", _AF_INET, *(0,) * 8)):
+        for body in self._ask("cannot list the routes", _GETROUTE, DUMP, struct.pack("BBBBBBBBI", _AF_INET, *(0,) * 8)):
             length, kind = body[1], body[7]
             if kind != 1:
                 continue
-            values = dict(_attributes(body, 12))
+            values = dict(attributes(body, 12))
             target = _socket.inet_ntop(_AF_INET, values.get(1, bytes(4)))
             gateway = _socket.inet_ntop(_AF_INET, values[5]) if 5 in values else ""
             index = struct.unpack("I", values[4])[0] if 4 in values else 0
@@ -225,25 +233,25 @@ class Netlink:
         self._add(what, _NEWQDISC, header + _text(_TCA_KIND, "ingress"), "modprobe sch_ingress")
         for kind in ("u32", "matchall"):
             try:
-                _exchange(self._socket, self._next(), _NEWTFILTER, _ACK | _CREATE | _EXCL, _filter(kind, source, target))
+                exchange(self._socket, self._next(), _NEWTFILTER, ACK | _CREATE | _EXCL, _filter(kind, source, target))
                 return kind
             except OSError as error:
                 failure = error
-        raise _explain(what, failure, "modprobe -a cls_u32 act_mirred")
+        raise explain(what, failure, "modprobe -a cls_u32 act_mirred")
 
     def _add(self, what: str, kind: int, body: bytes, hint: str = "") -> None:
         """Create something of which it is fine that it exists."""
         try:
-            _exchange(self._socket, self._next(), kind, _ACK | _CREATE | _EXCL, body)
+            exchange(self._socket, self._next(), kind, ACK | _CREATE | _EXCL, body)
         except OSError as error:
             if error.errno != errno.EEXIST:
-                raise _explain(what, error, hint) from error
+                raise explain(what, error, hint) from error
 
     def _ask(self, what: str, kind: int, flags: int, body: bytes, hint: str = "") -> list[bytes]:
         try:
-            return _exchange(self._socket, self._next(), kind, flags if flags & _DUMP == _DUMP else flags | _ACK, body)
+            return exchange(self._socket, self._next(), kind, flags if flags & DUMP == DUMP else flags | ACK, body)
         except OSError as error:
-            raise _explain(what, error, hint if error.errno == errno.EOPNOTSUPP else "") from error
+            raise explain(what, error, hint if error.errno == errno.EOPNOTSUPP else "") from error
 
     def _next(self) -> int:
         self._sequence += 1
@@ -252,30 +260,31 @@ class Netlink:
 
 def has_table(name: str) -> bool:
     """Whether the thread's namespace has the nftables table `ip NAME`. Costs one small message, no library."""
-    sock = _open("", _NETLINK_NETFILTER)
+    sock = open_socket("", NETFILTER)
     try:
         # linux/netfilter/nf_tables.h: NFT_MSG_GETTABLE = 1 of subsystem 10; struct nfgenmsg {family, version, resource}.
-        _exchange(sock, 1, (10 << 8) | 1, _ACK, struct.pack("BBH", _AF_INET, 0, 0) + _text(1, name))
+        exchange(sock, 1, (10 << 8) | 1, ACK, struct.pack("BBH", _AF_INET, 0, 0) + _text(1, name))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
             return False
-        raise _explain(f"cannot look for the nftables table {name}", error) from error
+        raise explain(f"cannot look for the nftables table {name}", error) from error
     finally:
         sock.close()
     return True
 
 
-def _open(path: str, protocol: int) -> _socket.socket:
+def open_socket(path: str, protocol: int) -> Socket:
+    """A netlink socket in the network namespace at `path` ("" = the thread's). Raises HostError."""
     try:
         sock = netns.inside(path, lambda: _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol))
     except OSError as error:
-        raise _explain("cannot open a netlink socket", error) from error
+        raise explain("cannot open a netlink socket", error) from error
     sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
     sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
     return sock
 
 
-def _exchange(sock: _socket.socket, sequence: int, kind: int, flags: int, body: bytes) -> list[bytes]:
+def exchange(sock: Socket, sequence: int, kind: int, flags: int, body: bytes) -> list[bytes]:
     """Send one request and return the bodies of its answers. Raises OSError with the kernel's message in `strerror`."""
     sock.send(struct.pack("IHHII", 16 + len(body), kind, flags | _REQUEST, sequence, 0) + body)
     answers: list[bytes] = []
@@ -307,12 +316,13 @@ def _raise_error(data: bytes, flags: int) -> None:
     if number == 0:
         return
     # Extended acknowledgement (NLM_F_ACK_TLVS): attribute 1 is a sentence. With CAP_ACK only the request's header precedes it.
-    said = dict(_attributes(data, 20)).get(1, b"") if flags & 0x200 else b""
+    said = dict(attributes(data, 20)).get(1, b"") if flags & 0x200 else b""
     text = said.rstrip(b"\0").decode(errors="replace").strip().rstrip(".")
     raise OSError(number, f"{os.strerror(number)} ({text})" if text else os.strerror(number))
 
 
-def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of each attribute from an offset on; ends at the first malformed one."""
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("HH", data, offset)
         if length < 4 or offset + length > len(data):
@@ -321,20 +331,22 @@ def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
     return struct.pack("HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _nest(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
+def nest(kind: int, value: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attribute(kind | _NESTED, value)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("I", value))
+    return attribute(kind, struct.pack("I", value))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _mac(text: str) -> bytes:
@@ -353,8 +365,8 @@ def _chosen(link: int | str, flags: int = 0, change: int = 0) -> bytes:
 
 def _read_link(body: bytes) -> Link:
     _family, _type, index, flags, _change = struct.unpack_from("BxHiII", body)
-    values = dict(_attributes(body, 16))
-    info = dict(_attributes(values.get(_LINKINFO, b""), 0))
+    values = dict(attributes(body, 16))
+    info = dict(attributes(values.get(_LINKINFO, b""), 0))
     statistics = values.get(_STATS64, bytes(32))
     rx, tx = struct.unpack_from("QQ", statistics, 16)
     return Link(
@@ -378,20 +390,21 @@ def _string(value: bytes) -> str:
 def _filter(kind: str, source: int, target: int) -> bytes:
     """A filter that matches everything and redirects it to the egress of `target`."""
     # struct tc_mirred: index, capabilities, action, reference counts (2), direction, interface.
-    mirred = _attribute(_MIRRED_PARMS, struct.pack("IIiiiiI", 0, 0, _ACT_STOLEN, 0, 0, _EGRESS_REDIRECT, target))
-    action = _nest(1, _text(_ACT_KIND, "mirred") + _nest(_ACT_OPTIONS, mirred))
+    mirred = attribute(_MIRRED_PARMS, struct.pack("IIiiiiI", 0, 0, _ACT_STOLEN, 0, 0, _EGRESS_REDIRECT, target))
+    action = nest(1, _text(_ACT_KIND, "mirred") + nest(_ACT_OPTIONS, mirred))
     if kind == "u32":
         # struct tc_u32_sel with one key that compares nothing: flags, offshift, nkeys, offmask, off, offoff, hoff, hmask; key.
         selector = struct.pack(">BBBxHHhhI", _U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + struct.pack(">IIii", 0, 0, 0, 0)
-        options = _attribute(_U32_SEL, selector) + _nest(_U32_ACT, action)
+        options = attribute(_U32_SEL, selector) + nest(_U32_ACT, action)
     else:
-        options = _nest(_MATCHALL_ACT, action)
+        options = nest(_MATCHALL_ACT, action)
     protocol = _socket.htons(_ETH_P_ALL)
     header = struct.pack("BxxxiIII", 0, source, 0, _TC_INGRESS_HANDLE, (_PRIORITY << 16) | protocol)
-    return header + _text(_TCA_KIND, kind) + _nest(_TCA_OPTIONS, options)
+    return header + _text(_TCA_KIND, kind) + nest(_TCA_OPTIONS, options)
 
 
-def _explain(what: str, error: OSError, hint: str = "") -> HostError | Denied:
+def explain(what: str, error: OSError, hint: str = "") -> HostError | Denied:
+    """The error to raise when the kernel refused a request."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return Denied(f"{what}: {error.strerror}", hint="run as root (sudo): this needs CAP_NET_ADMIN")
     if error.errno == errno.EXFULL:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 
 from nacre.errors import Conflict, Denied, HostError, InvalidArgument, NoSpace
-from nacre.linux import netns, nft
+from nacre.linux import conntrack, netns, nft
 from nacre.linux.netlink import Link, Netlink, has_table
 from nacre.model.network import Endpoint, Network
 from nacre.network import rules
@@ -120,7 +120,14 @@ class Bridge:
         not have been reserved. Raises HostError.
         """
         items = rules.elements(endpoint)
-        if not items or nft.execute(rules.add(self.table, items)).ok:
+        if items:
+            self._put(items)
+        for port in endpoint.ports:
+            if port.protocol == "udp":
+                conntrack.forget(rules.PROTOCOLS[port.protocol], port.host_port)
+
+    def _put(self, items: tuple[rules.Element, ...]) -> None:
+        if nft.execute(rules.add(self.table, items)).ok:
             return
         keys = {item[:3] for item in items}
         stale = [item for item in rules.parse(nft.apply(rules.listing(self.table))) if item[:3] in keys]

@@ -255,6 +255,8 @@ class NetworkManager:
         netlink.forgo_ipv6(endpoint.host_interface)
         netlink.set_link(endpoint.host_interface, up=True, alias=hostname)
         if published:
+            # A container that calls its own published port: where bridge-nf-call-iptables is on, the answer is bridged, not routed.
+            netlink.set_hairpin(endpoint.host_interface)
             with self._ports_lock():
                 self._bridge.publish(endpoint)
         return endpoint
