@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_OPEN_HOW = struct.Struct("QQQ")  # struct open_how
 _SYS_OPENAT2 = 437  # the same on every architecture
 _FICLONE = 0x40049409  # linux/fs.h
 _FS_IOC_GETFLAGS = 0x80086601
@@ -31,25 +33,22 @@ _COPY = 1 << 26
 _DEEPEST = 64
 
 
-def _load_openat2() -> Callable[[int, bytes, int, int, int], int]:
+def _load_openat2() -> Callable[[int, bytes, bytes], int]:
     import ctypes
-
-    class OpenHow(ctypes.Structure):
-        _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
-    pointer, size = ctypes.POINTER(OpenHow), ctypes.sizeof(OpenHow)
-    syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, pointer, ctypes.c_size_t]
+    syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
+    get_errno = ctypes.get_errno
 
-    def call(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
-        fd = int(syscall(_SYS_OPENAT2, directory, path, ctypes.byref(OpenHow(flags, mode, resolve)), size))
-        return fd if fd >= 0 else -ctypes.get_errno()
+    def call(directory: int, path: bytes, how: bytes) -> int:
+        fd: int = syscall(_SYS_OPENAT2, directory, path, how, len(how))
+        return fd if fd >= 0 else -get_errno()
 
     return call
 
 
-_openat2: Callable[[int, bytes, int, int, int], int] | None = None
+_openat2: Callable[[int, bytes, bytes], int] | None = None
 
 
 def openat2(directory: int, path: bytes | str, flags: int, mode: int = 0, *, resolve: int = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS) -> int:
@@ -64,8 +63,9 @@ def openat2(directory: int, path: bytes | str, flags: int, mode: int = 0, *, res
         raise ValueError("embedded null byte")
     if _openat2 is None:
         _openat2 = _load_openat2()
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     while True:
-        fd = _openat2(directory, raw, flags | os.O_CLOEXEC, mode, resolve)
+        fd = _openat2(directory, raw, how)
         if fd >= 0:
             return fd
         if fd == -errno.ENOSYS:
