@@ -49,12 +49,15 @@ class Images:
 
     def remove(self, reference: str, *, force: bool = False) -> builtins.list[tuple[str, str]]:
         """Take a name away, and with the last name the image: ("untagged" | "deleted", what). Raises NotFound, Conflict when in use."""
-        done = self._core.images.remove(reference, force=force, in_use=self._users)
-        keep = {layer.diff_id for image in self._core.images.list() for layer in image.layers} | self._layers_in_use()
-        self._core.layers.collect(keep)
+        removed = self._core.images.remove(reference, force=force, in_use=self._users, running=self._running_users)
+        done = [("deleted", item.deleted) if item.deleted else ("untagged", item.untagged) for item in removed]
+        self._core.images.collect(self._prune_layers)
         for action, what in done:
             self._core.event("image", "untag" if action == "untagged" else "delete", what, name=what)
         return done
+
+    def _prune_layers(self, wanted: frozenset[str]) -> None:
+        self._core.layers.prune(wanted | self._layers_in_use())
 
     def history(self, reference: str) -> builtins.list[History]:
         """How it was made, newest step first."""
@@ -70,6 +73,11 @@ class Images:
 
     def _users(self, image: Image) -> builtins.list[str]:
         return [record.id[:12] for record in self._records() if record.image_id == image.id]
+
+    def _running_users(self, image: Image) -> builtins.list[str]:
+        database = self._core.database
+        active = (found[0] for identifier in database.all(active=True) if (found := database.get(identifier)))
+        return [record.id[:12] for record in active if record.image_id == image.id]
 
     def _layers_in_use(self) -> set[str]:
         return {layer.diff_id for record in self._records() if record.rootfs for layer in record.rootfs.layers}

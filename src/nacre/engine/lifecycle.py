@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
@@ -268,8 +268,8 @@ class Lifecycle:
     def clean(self, record: Container) -> None:
         """Remove everything a container's run left on the host: stem, cgroups, network, run-time directory. Idempotent, never raises."""
         identifier = record.id
-        steps = (
-            lambda: self.end_stem(identifier) if self.alive(identifier) else None,
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: self.alive(identifier) and self.end_stem(identifier),
             lambda: driver(record.spec.isolation).clean(identifier),
             lambda: self.core.network.detach(identifier),
             lambda: shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True),

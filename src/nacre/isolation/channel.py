@@ -258,9 +258,9 @@ def _plan_error(refused: wire.Refused, spawn: Spawn) -> Exception:
             return CommandNotExecutable(f'exec "{name}": {text}', details=details)
         return ExecError(f'exec "{name}": {refused.text}', details=details)
     if failed.code == Code.USER and refused.errno == ENOENT:
-        return NotFound(f"unable to find user {failed.args[0]}: no matching entries in the container's passwd file", details=details)
+        return NotFound(f"unable to find user {failed.args[0]!s}: no matching entries in the container's passwd file", details=details)
     if failed.code == Code.CHDIR and refused.errno == ENOENT:
-        return CommandNotFound(f'chdir to working directory "{failed.args[0]}" failed: no such file or directory', details=details)
+        return CommandNotFound(f'chdir to working directory "{failed.args[0]!s}" failed: no such file or directory', details=details)
     return SandboxError(f"could not set up the container: {refused.text}", stage="plan", details=details)
 
 

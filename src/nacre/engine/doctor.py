@@ -1,0 +1,511 @@
+"""`nacre doctor`: what this host offers, what it lacks, and the exact command that fixes each lack.
+
+The kernel is asked by `nacre.linux.kernel` in a process of its own, which is killed when it hangs; tools are asked for their
+version with a time limit. So this never crashes, never hangs, and says what it can without root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from nacre.model.value import Value
+
+_SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NEEDED = ("SYS_ADMIN", "NET_ADMIN", "MKNOD", "CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "SETFCAP", "SYS_CHROOT", "KILL")
+
+# Debian's packages that Fedora and its relatives name otherwise.
+_DNF_NAMES = {
+    "libseccomp2": "libseccomp",
+    "libnftables1": "nftables",
+    "linux-image-amd64": "kernel",
+    "linux-image-cloud-amd64": "kernel-core",
+    "linux-image-arm64": "kernel",
+    "linux-image-cloud-arm64": "kernel-core",
+    "qemu-system-x86": "qemu-system-x86-core",
+    "qemu-system-arm": "qemu-system-aarch64-core",
+    "uidmap": "shadow-utils",
+}
+
+
+class Check(Value):
+    """One finding. status: ok, warn (works, but less well), fail (something cannot work), info. fix: a command, "" = nothing to do."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+
+
+class Host(Value):
+    """Everything the checks look at, gathered once. kernel: see `nacre.linux.kernel.facts`, {} when it could not be asked.
+
+    distribution: ID and ID_LIKE of os-release(5); programs: name -> path; versions: name -> first line of its --version;
+    devices: the devices that QEMU knows; guests: kind -> path of a guest kernel; free, size: bytes on the disk of `root`.
+    """
+
+    kernel: dict[str, Any] = {}
+    problem: str = ""
+    distribution: tuple[str, ...] = ()
+    machine: str = "x86_64"
+    uid: int = 0
+    programs: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    devices: str = ""
+    guests: dict[str, str] = {}
+    root: str = "/var/lib/nacre"
+    free: int = 0
+    size: int = 0
+    subordinate: bool = False
+    engines: tuple[str, ...] = ()
+
+    def install(self, *packages: str) -> str:
+        """The command that installs Debian packages, or their counterparts."""
+        if {"debian", "ubuntu"} & set(self.distribution):
+            return f"apt-get install {' '.join(packages)}"
+        return f"dnf install {' '.join(dict.fromkeys(_DNF_NAMES.get(name, name) for name in packages))}"
+
+
+Verdict = Callable[[], tuple[bool, str]]
+
+
+def checks(
+    root: str = "", *, kvm: Verdict | None = None, network: Callable[[], list[tuple[str, str]]] | None = None, host: Host | None = None
+) -> list[Check]:
+    """Look at everything. Never raises.
+
+    root: the engine's directory, for the disk space. kvm: tells whether a guest runs on KVM, and why (not); without it only
+    the device is looked at. network: problems of container networks as (problem, way out). host: what was gathered before.
+    """
+    host = host or gather(root)
+    found: list[Check] = []
+    for part in (
+        _kernel,
+        _privileges,
+        _namespaces,
+        _user_namespaces,
+        _cgroups,
+        _overlay,
+        _erofs,
+        _tools,
+        _seccomp,
+        _disk,
+        _qemu,
+        _guests,
+        _shares,
+        _others,
+    ):
+        found += _guarded(part.__name__.strip("_").replace("_", " "), lambda part=part: part(host))  # type: ignore[misc]
+    found += _guarded("network", lambda: _network(host, network))
+    found += _guarded("kvm", lambda: _kvm(host, kvm))
+    return sorted(found, key=lambda check: _ORDER.index(check.name) if check.name in _ORDER else len(_ORDER))
+
+
+_ORDER = [
+    "kernel", "privileges", "rootless", "namespaces", "user namespaces", "cgroups", "cgroup controllers", "overlayfs", "erofs", "mkfs.erofs",
+    "mkfs.ext4", "seccomp", "nftables", "ip forwarding", "network", "disk space", "kvm", "qemu", "guest kernel, minimal",
+    "guest kernel, distribution", "shared directories in VMs", "other engines",
+]  # fmt: skip
+
+
+def _guarded(name: str, part: Callable[[], list[Check]]) -> list[Check]:
+    """A check that fails in a way nobody foresaw is itself a finding."""
+    try:
+        return part()
+    except Exception as error:
+        return [Check(name=name, status="warn", found=f"could not be checked: {type(error).__name__}: {error}")]
+
+
+# The checks
+
+
+def _kernel(host: Host) -> list[Check]:
+    text = host.kernel.get("release") or os.uname().release
+    version = _numbers(text)
+    image = host.install(f"linux-image-{'arm64' if host.machine == 'aarch64' else 'amd64'}")
+    if host.problem:
+        return [Check(name="kernel", status="warn", found=f"Linux {text}; its abilities could not be tried: {host.problem}")]
+    if version < (5, 6):
+        return [Check(name="kernel", status="fail", found=f"Linux {text}; 5.6 or newer is needed (openat2)", fix=image)]
+    if version < (5, 12):
+        return [Check(name="kernel", status="warn", found=f"Linux {text}; without id-mapped mounts (5.12)", fix=image)]
+    return [Check(name="kernel", status="ok", found=f"Linux {text} {host.machine}")]
+
+
+def _privileges(host: Host) -> list[Check]:
+    if host.uid:
+        return [
+            Check(name="privileges", status="fail", found=f"user id {host.uid}; containers are started by root", fix="sudo nacre ..."),
+            _rootless(host),
+        ]
+    if not host.kernel:
+        return [Check(name="privileges", status="info", found="root; its capabilities are unknown")]
+    held = {name.removeprefix("CAP_") for name in host.kernel["capabilities"]}
+    lacking = [name for name in _NEEDED if name not in held]
+    if lacking:
+        way = "start the container or service that this runs in with these capabilities (docker: --privileged)"
+        return [Check(name="privileges", status="fail", found=f"root without {' '.join(lacking)}", fix=way)]
+    if "SYS_RESOURCE" not in held:
+        return [
+            Check(name="privileges", status="info", found="root without SYS_RESOURCE: limits cannot be raised above this process's own")
+        ]
+    return [Check(name="privileges", status="ok", found="root")]
+
+
+def _rootless(host: Host) -> Check:
+    """What this host would lack for containers without root."""
+    lacking, fixes = [], []
+    if host.kernel.get("namespaces", {}).get("user") != "ok":
+        lacking.append("user namespaces for everyone")
+    if not host.subordinate:
+        lacking.append("subordinate ids")
+        fixes.append(f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {os.environ.get('USER') or host.uid}")
+    if not {"newuidmap", "newgidmap"} <= set(host.programs):
+        lacking.append("newuidmap and newgidmap")
+        fixes.append(host.install("uidmap"))
+    found = f"would need {', '.join(lacking)}" if lacking else "user namespaces, subordinate ids and newuidmap are there"
+    return Check(name="rootless", status="info", found=f"not supported yet; {found}", fix="; ".join(fixes))
+
+
+def _namespaces(host: Host) -> list[Check]:
+    states: dict[str, str] = host.kernel.get("namespaces", {})
+    if not states:
+        return []
+    missing = {name: reason for name, reason in states.items() if reason != "ok"}
+    good = " ".join(name for name in states if name not in missing)
+    if not missing:
+        return [Check(name="namespaces", status="ok", found=good)]
+    serious = set(missing) - {"time", "user"}
+    reasons = ", ".join(f"{name}: {reason}" for name, reason in missing.items())
+    way = "use a kernel with CONFIG_NAMESPACES and its parts; inside a container start it with more privileges"
+    return [Check(name="namespaces", status="fail" if serious else "warn", found=f"{good or 'none'} (not {reasons})", fix=way)]
+
+
+def _user_namespaces(host: Host) -> list[Check]:
+    values: dict[str, str] = host.kernel.get("sysctls", {})
+    for name, bad, wanted in (
+        ("user.max_user_namespaces", "0", "15000"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+    ):
+        only_users = name != "user.max_user_namespaces"  # root may make them whatever these two say
+        if values.get(name) == bad and (host.uid or not only_users):
+            return [Check(name="user namespaces", status="warn", found=f"{name} = {bad}", fix=f"sysctl -w {name}={wanted}")]
+    most = values.get("user.max_user_namespaces", "")
+    return [Check(name="user namespaces", status="ok", found=f"up to {most}")] if most else []
+
+
+def _cgroups(host: Host) -> list[Check]:
+    state = host.kernel.get("cgroups")
+    if not state:
+        return []
+    kind = {"v2": "v2 (unified)", "v1": "v1", "hybrid": "v1 beside an empty v2 (hybrid)", "none": "none mounted"}[state["kind"]]
+    if state["kind"] == "none":
+        return [Check(name="cgroups", status="fail", found=kind, fix="mount -t cgroup2 none /sys/fs/cgroup")]
+    found = [Check(name="cgroups", status="ok", found=kind)]
+    if not state["writable"] and not host.uid:
+        way = "mount -o remount,rw /sys/fs/cgroup (in a container: start it with writable cgroups)"
+        found = [Check(name="cgroups", status="fail", found=f"{kind}, read-only", fix=way)]
+    names = " ".join(sorted({*state["v1"], *state["v2"]}))
+    lacking = state["lacking"]
+    if lacking:
+        way = (
+            "add cgroup_enable=memory to the kernel command line and reboot"
+            if "memory" in lacking
+            else "use a kernel with these controllers"
+        )
+        text = f"{names or 'none'} (not {', '.join(lacking)}: their limits are ignored)"
+        return [*found, Check(name="cgroup controllers", status="warn", found=text, fix=way)]
+    return [*found, Check(name="cgroup controllers", status="ok", found=names)]
+
+
+def _overlay(host: Host) -> list[Check]:
+    state = host.kernel.get("overlay", "")
+    if state in ("", "ok"):
+        return [Check(name="overlayfs", status="ok", found="mounts and writes")] if state else []
+    present = host.kernel.get("filesystems", {}).get("overlay")
+    if host.uid:
+        return [Check(name="overlayfs", status="info", found=f"not for this user: {state}")]
+    way = "modprobe overlay" if present == "module" else "use a kernel with CONFIG_OVERLAY_FS"
+    return [Check(name="overlayfs", status="warn", found=f"{state}: every container gets a full copy of its image", fix=way)]
+
+
+def _erofs(host: Host) -> list[Check]:
+    mkfs = host.programs.get("mkfs.erofs", "")
+    kernel = host.kernel.get("filesystems", {}).get("erofs", "")
+    found = []
+    if not mkfs:
+        text = "not installed: layers are unpacked into directories, and VMs have no images"
+        found.append(Check(name="mkfs.erofs", status="fail", found=text, fix=host.install("erofs-utils")))
+    else:
+        version = _numbers(host.versions.get("mkfs.erofs", ""))
+        note = "" if version >= (1, 8) else " (1.8 or newer converts layers without unpacking them, 20 times as fast)"
+        found.append(Check(name="mkfs.erofs", status="ok", found=f"{'.'.join(map(str, version))}{note}"))
+    state = host.kernel.get("erofs", "")
+    if state in ("file", "loop"):
+        how = "file-backed mounts" if state == "file" else "mounts through loop devices (Linux 6.12 does without)"
+        found.append(Check(name="erofs", status="ok", found=how))
+    elif host.kernel and not kernel:
+        way = "use a kernel with CONFIG_EROFS_FS"
+        found.append(Check(name="erofs", status="warn", found="not in this kernel: layers are kept as directories", fix=way))
+    elif state and not host.uid:
+        found.append(Check(name="erofs", status="warn", found=f"cannot be mounted: {state}", fix="modprobe erofs; modprobe loop"))
+    return found
+
+
+def _tools(host: Host) -> list[Check]:
+    if "mkfs.ext4" in host.programs:
+        return [Check(name="mkfs.ext4", status="ok", found=host.programs["mkfs.ext4"])]
+    return [Check(name="mkfs.ext4", status="fail", found="not installed: VMs have no writable disk", fix=host.install("e2fsprogs"))]
+
+
+def _seccomp(host: Host) -> list[Check]:
+    state = host.kernel.get("libraries", {}).get("libseccomp.so.2", "")
+    if state in ("", "ok"):
+        return [Check(name="seccomp", status="ok", found="libseccomp 2")] if state else []
+    return [Check(name="seccomp", status="fail", found="libseccomp is not installed: no default profile", fix=host.install("libseccomp2"))]
+
+
+def _network(host: Host, problems: Callable[[], list[tuple[str, str]]] | None) -> list[Check]:
+    library = host.kernel.get("libraries", {}).get("libnftables.so.1") == "ok"
+    program = host.programs.get("nft", "")
+    found = []
+    if library or program:
+        found.append(Check(name="nftables", status="ok", found="libnftables" if library else program))
+    else:
+        found.append(
+            Check(name="nftables", status="fail", found="not installed: no networks, no published ports", fix=host.install("nftables"))
+        )
+    forwarding = host.kernel.get("sysctls", {}).get("net.ipv4.ip_forward", "")
+    if forwarding:
+        text = "on" if forwarding == "1" else "off; the first network switches it on"
+        found.append(Check(name="ip forwarding", status="ok" if forwarding == "1" else "info", found=text))
+    if problems is not None and not host.uid and (library or program):
+        found += [Check(name="network", status="warn", found=problem, fix=way) for problem, way in problems()]
+    return found
+
+
+def _disk(host: Host) -> list[Check]:
+    text = f"{host.free / 1e9:.1f} GB free of {host.size / 1e9:.0f} GB below {host.root}"
+    if host.free >= 5e9:
+        return [Check(name="disk space", status="ok", found=text)]
+    return [Check(name="disk space", status="fail" if host.free < 5e8 else "warn", found=text, fix="nacre image prune")]
+
+
+def _kvm(host: Host, verdict: Verdict | None) -> list[Check]:
+    device = host.kernel.get("kvm", "")
+    slow = "VMs are emulated: they work, several times slower"
+    if not device:
+        return []
+    if device == "absent":
+        hardware = host.kernel.get("virtualization")
+        way = (
+            f"modprobe kvm_{'intel' if 'vmx' in hardware else 'amd'}"
+            if hardware
+            else "switch on virtualization (VT-x, AMD-V) in the firmware, or nested virtualization"
+        )
+        return [Check(name="kvm", status="warn", found=f"no /dev/kvm; {slow}", fix=way)]
+    if device == "Permission denied":
+        return [
+            Check(name="kvm", status="warn", found=f"/dev/kvm is not for this user; {slow}", fix="usermod -aG kvm $USER, then log in again")
+        ]
+    if device != "ok":
+        return [
+            Check(
+                name="kvm",
+                status="warn",
+                found=f"/dev/kvm: {device}; {slow}",
+                fix="end the hypervisor that uses the processor, or update the kernel",
+            )
+        ]
+    if verdict is not None:
+        usable, reason = verdict()
+        if usable:
+            return [Check(name="kvm", status="ok", found=f"usable: {reason}" if reason else "usable: a guest runs on it")]
+        return [Check(name="kvm", status="warn", found=f"/dev/kvm opens, but {reason}; {slow}")]
+    if host.machine == "x86_64" and not host.kernel.get("virtualization"):
+        return [
+            Check(
+                name="kvm",
+                status="warn",
+                found=f"/dev/kvm opens, but this processor shows no VT-x or AMD-V; {slow} unless a guest proves otherwise",
+            )
+        ]
+    return [Check(name="kvm", status="ok", found="/dev/kvm opens and creates virtual machines")]
+
+
+def _qemu(host: Host) -> list[Check]:
+    name = f"qemu-system-{host.machine}"
+    if name in host.programs:
+        version = ".".join(map(str, _numbers(host.versions.get(name, ""))))
+        return [Check(name="qemu", status="ok", found=f"{version} at {host.programs[name]}")]
+    package = host.install("qemu-system-arm" if host.machine == "aarch64" else "qemu-system-x86")
+    return [Check(name="qemu", status="fail", found=f"{name} is not installed: no VMs", fix=package)]
+
+
+def _guests(host: Host) -> list[Check]:
+    minimal, cloud = host.guests.get("minimal", ""), host.guests.get("distribution", "")
+    image = f"linux-image-cloud-{'arm64' if host.machine == 'aarch64' else 'amd64'}"
+    lacking = "fail" if not minimal else "info"
+    return [
+        Check(name="guest kernel, minimal", status="ok", found=minimal)
+        if minimal
+        else Check(
+            name="guest kernel, minimal",
+            status="info" if cloud else "fail",
+            found="not built; VMs start 1 s faster with it",
+            fix="make guest-kernel",
+        ),
+        Check(name="guest kernel, distribution", status="ok", found=cloud)
+        if cloud
+        else Check(name="guest kernel, distribution", status=lacking, found="not installed", fix=host.install(image)),
+    ]
+
+
+def _shares(host: Host) -> list[Check]:
+    if not host.devices:
+        return []
+    if "virtio-9p" in host.devices:
+        return [Check(name="shared directories in VMs", status="ok", found="QEMU has virtio-9p")]
+    text = "QEMU was built without virtio-9p: no bind mounts and volumes in VMs"
+    return [Check(name="shared directories in VMs", status="warn", found=text, fix=host.install("qemu-system-common"))]
+
+
+def _others(host: Host) -> list[Check]:
+    return [Check(name="other engines", status="info", found=", ".join(host.engines))] if host.engines else []
+
+
+# Gathering
+
+
+def gather(root: str = "") -> Host:
+    """Look at this host once. Never raises; takes a fraction of a second, at most the sum of the time limits."""
+    root = root or os.environ.get("NACRE_ROOT") or "/var/lib/nacre"
+    machine = os.uname().machine
+    qemu = f"qemu-system-{machine}"
+    names = ("mkfs.erofs", "mkfs.ext4", "nft", qemu, "newuidmap", "newgidmap")
+    programs = {name: path for name in names if (path := shutil.which(name, path=_SEARCH))}
+    kernel, problem = _ask_kernel(programs.get("mkfs.erofs", ""))
+    versions = {
+        name: _run([programs[name], flag])[0].partition("\n")[0]
+        for name, flag in (("mkfs.erofs", "-V"), (qemu, "--version"))
+        if name in programs
+    }
+    usage = _disk_usage(root)
+    return Host(
+        kernel=kernel,
+        problem=problem,
+        distribution=_distribution(),
+        machine=machine,
+        uid=os.geteuid(),
+        programs=programs,
+        versions=versions,
+        devices=_run([programs[qemu], "-machine", "none", "-device", "help"])[0] if qemu in programs else "",
+        guests=_guest_kernels(),
+        root=root,
+        free=usage[0],
+        size=usage[1],
+        subordinate=_has_subordinate_ids(),
+        engines=_engines(),
+    )
+
+
+def _ask_kernel(mkfs: str) -> tuple[dict[str, Any], str]:
+    """Facts from `nacre.linux.kernel`, or {} and the reason."""
+    import json
+
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {package!r}); from nacre.linux import kernel; kernel.main()"
+    place = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None  # on a disk: EROFS does not mount files of a tmpfs
+    try:
+        with tempfile.TemporaryDirectory(prefix="nacre-doctor-", dir=place, ignore_cleanup_errors=True) as directory:
+            out, problem = _run([sys.executable, "-I", "-B", "-c", code, directory, mkfs], limit=20.0)
+        return (json.loads(out), "") if not problem else ({}, problem)
+    except (OSError, ValueError) as error:
+        return {}, str(error)
+
+
+def _run(argv: list[str], limit: float = 5.0) -> tuple[str, str]:
+    """(standard output, reason of a failure). Kills the program and what it started when it takes longer than `limit` seconds."""
+    import signal
+    import subprocess
+
+    environment = {**os.environ, "LC_ALL": "C", "PATH": _SEARCH}
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        return "", f"{argv[0]}: {error.strerror}"
+    with process:
+        try:
+            out, err = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return "", f"no answer within {limit:g} s"
+    last = err.decode(errors="replace").strip().rpartition("\n")[2]
+    return (out or err).decode(errors="replace"), (last or f"exit code {process.returncode}") if process.returncode else ""
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    """The first "major.minor" in a text, (0, 0) when there is none."""
+    import re
+
+    match = re.search(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _distribution() -> tuple[str, ...]:
+    words: list[str] = []
+    with contextlib.suppress(OSError), open("/etc/os-release", encoding="utf-8") as file:
+        for line in file:
+            key, _, value = line.strip().partition("=")
+            if key in ("ID", "ID_LIKE"):
+                words += value.strip("\"'").split()
+    return tuple(words)
+
+
+def _guest_kernels() -> dict[str, str]:
+    found = {}
+    minimal = f"{os.environ.get('NACRE_CACHE') or '/var/cache/nacre'}/kernels/current/vmlinux"
+    if os.path.exists(minimal):
+        found["minimal"] = minimal
+    cloud = sorted(glob.glob("/boot/vmlinuz-*cloud*"), key=os.path.getmtime)
+    if cloud:
+        found["distribution"] = cloud[-1]
+    return found
+
+
+def _disk_usage(root: str) -> tuple[int, int]:
+    """Free and total bytes of the file system that `root` is or will be on."""
+    while not os.path.isdir(root) and root != "/":
+        root = os.path.dirname(root) or "/"
+    space = os.statvfs(root)
+    return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+
+
+def _has_subordinate_ids() -> bool:
+    """Is there a range for this user in /etc/subuid (subuid(5))?"""
+    names = {str(os.geteuid()), os.environ.get("USER", "")}
+    with contextlib.suppress(OSError), open("/etc/subuid", encoding="utf-8") as file:
+        return any(line.partition(":")[0] in names for line in file)
+    return False
+
+
+def _engines() -> tuple[str, ...]:
+    """Other engines on this host: those that run (their socket is there) and those whose program is installed."""
+    running = {"docker": "/run/docker.sock", "containerd": "/run/containerd/containerd.sock", "podman": "/run/podman/podman.sock"}
+    found = []
+    for name in ("docker", "dockerd", "podman", "containerd", "crun", "runc", "incus", "lxd"):
+        if os.path.exists(running.get(name, "")):
+            found.append(f"{name} (running)")
+        elif shutil.which(name, path=_SEARCH):
+            found.append(name)
+    return tuple(found)
