@@ -17,11 +17,11 @@ deps: ## install what is missing: distribution packages and the Python environme
 	@$(NEED) run build python
 
 build: deps ## compile the C program; afterwards .venv/bin/nacre works
-	@$(MAKE) -s --no-print-directory -C stem install
+	@$(MAKE) -s --no-print-directory -C stem
 
 demo: ## pull a real image from a real registry and run it at both isolation levels
 	@$(NEED) run build python test
-	@$(MAKE) -s --no-print-directory -C stem install
+	@$(MAKE) -s --no-print-directory -C stem
 	@scripts/demo
 
 test: ## everything: lint, types, C tests, unit and integration tests
@@ -41,12 +41,12 @@ unit: build ## unit tests: no root, no network, seconds (PYTEST_ARGS=...)
 
 integration: ## integration tests at every level this host has; needs root (PYTEST_ARGS=...)
 	@$(NEED) run build python test
-	@$(MAKE) -s --no-print-directory -C stem install
+	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/pytest tests/integration $(PYTEST_ARGS)
 
 fuzz: ## fuzz the C program for FUZZ_SECONDS (60) with libFuzzer
 	@$(NEED) run build python fuzz
-	@$(MAKE) --no-print-directory -C stem fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}
+	@$(MAKE) --no-print-directory -C stem fuzz SECONDS=$${FUZZ_SECONDS:-60}
 
 guest-kernel: ## build the minimal guest kernel (a few minutes, once; cached by content)
 	@$(NEED) kernel
@@ -61,7 +61,7 @@ registry: images ## serve the test images on loopback under their Docker Hub nam
 
 bench: ## measure against podman and bare QEMU; writes docs/benchmarks.md
 	@$(NEED) run build python test kernel bench
-	@$(MAKE) -s --no-print-directory -C stem install
+	@$(MAKE) -s --no-print-directory -C stem
 	@guest/build-kernel >/dev/null
 	@$(BIN)/python bench/run --write docs/benchmarks.md
 

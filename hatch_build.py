@@ -27,7 +27,7 @@ class StemBuildHook(BuildHookInterface[Any]):
             return
         root = Path(self.root)
         try:
-            subprocess.run(["make", "-s", "-C", str(root / "stem"), "install"], check=True)
+            subprocess.run(["make", "-s", "-C", str(root / "stem")], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"compiling stem failed ({error}); it needs: apt-get install gcc make libc6-dev") from error
         program = root / PROGRAM
