@@ -1,0 +1,187 @@
+"""What doctor concludes from what it was told, without looking at this host."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from nacre.engine import doctor
+from nacre.engine.doctor import Check, Host
+
+NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    """A kernel that has everything."""
+    return {
+        "release": "6.12.1-amd64",
+        "capabilities": [f"CAP_{name}" for name in (*doctor._NEEDED, "SYS_RESOURCE")],
+        "namespaces": dict.fromkeys(NAMES, "ok"),
+        "sysctls": {"user.max_user_namespaces": "1000", "net.ipv4.ip_forward": "1"},
+        "cgroups": {"kind": "v2", "v1": [], "v2": ["cpu", "io", "memory", "pids"], "lacking": [], "writable": True},
+        "overlay": "ok",
+        "erofs": "file",
+        "filesystems": {"overlay": "built-in", "erofs": "module"},
+        "kvm": "ok",
+        "virtualization": ["vmx"],
+        "libraries": {"libseccomp.so.2": "ok", "libnftables.so.1": "ok"},
+        **changes,
+    }
+
+
+def machine(**changes: Any) -> Host:
+    """A host that has everything."""
+    programs = {name: f"/usr/bin/{name}" for name in ("mkfs.erofs", "mkfs.ext4", "nft", "qemu-system-x86_64", "newuidmap", "newgidmap")}
+    return Host(
+        kernel=good(),
+        distribution=("debian",),
+        programs=programs,
+        versions={"mkfs.erofs": "mkfs.erofs (erofs-utils) 1.8.6", "qemu-system-x86_64": "QEMU emulator version 10.0.2 (Debian)"},
+        devices='name "virtio-9p-device"',
+        guests={"minimal": "/m", "distribution": "/boot/vmlinuz-6.1-cloud"},
+        free=10**11,
+        size=10**12,
+    ).replace(**changes)
+
+
+def look(host: Host, **arguments: Any) -> dict[str, Check]:
+    return {check.name: check for check in doctor.checks(host=host, **arguments)}
+
+
+def test_a_host_with_everything_has_nothing_to_fix() -> None:
+    found = look(machine())
+    assert {check.status for check in found.values()} == {"ok"}
+    assert not any(check.fix for check in found.values())
+    assert found["qemu"].found == "10.0 at /usr/bin/qemu-system-x86_64"
+    assert list(found)[:3] == ["kernel", "privileges", "namespaces"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "status", "fix"),
+    [
+        ({"release": "5.4.0"}, "kernel", "fail", "apt-get install linux-image-amd64"),
+        ({"release": "5.10.0"}, "kernel", "warn", "apt-get install linux-image-amd64"),
+        ({"capabilities": ["CAP_CHOWN"]}, "privileges", "fail", "--privileged"),
+        ({"namespaces": {**dict.fromkeys(NAMES, "ok"), "net": "Operation not permitted"}}, "namespaces", "fail", "privileges"),
+        ({"namespaces": {**dict.fromkeys(NAMES, "ok"), "user": "No space left on device"}}, "namespaces", "warn", "privileges"),
+        ({"sysctls": {"user.max_user_namespaces": "0"}}, "user namespaces", "warn", "sysctl -w user.max_user_namespaces=15000"),
+        ({"cgroups": {"kind": "none", "v1": [], "v2": [], "lacking": [], "writable": True}}, "cgroups", "fail", "mount -t cgroup2"),
+        (
+            {"cgroups": {"kind": "v2", "v1": [], "v2": ["cpu"], "lacking": ["memory"], "writable": True}},
+            "cgroup controllers",
+            "warn",
+            "cgroup_enable=memory",
+        ),
+        ({"cgroups": {"kind": "v1", "v1": ["memory"], "v2": [], "lacking": [], "writable": False}}, "cgroups", "fail", "remount,rw"),
+        ({"overlay": "No such device", "filesystems": {"overlay": "module"}}, "overlayfs", "warn", "modprobe overlay"),
+        ({"overlay": "No such device", "filesystems": {}}, "overlayfs", "warn", "CONFIG_OVERLAY_FS"),
+        ({"erofs": "No such device", "filesystems": {}}, "erofs", "warn", "CONFIG_EROFS_FS"),
+        ({"erofs": "mount failed (32)"}, "erofs", "warn", "modprobe loop"),
+        ({"libraries": {"libseccomp.so.2": "cannot open", "libnftables.so.1": "ok"}}, "seccomp", "fail", "apt-get install libseccomp2"),
+        ({"kvm": "absent"}, "kvm", "warn", "modprobe kvm_intel"),
+        ({"kvm": "absent", "virtualization": []}, "kvm", "warn", "firmware"),
+        ({"kvm": "Permission denied"}, "kvm", "warn", "usermod -aG kvm"),
+        ({"kvm": "cannot create a virtual machine: Device or resource busy"}, "kvm", "warn", "hypervisor"),
+    ],
+)
+def test_each_lack_of_the_kernel_has_its_fix(kernel: dict[str, Any], name: str, status: str, fix: str) -> None:
+    check = look(machine(kernel=good(**kernel)))[name]
+    assert check.status == status
+    assert fix in check.fix
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "package"),
+    [
+        ("mkfs.erofs", "mkfs.erofs", "erofs-utils"),
+        ("mkfs.ext4", "mkfs.ext4", "e2fsprogs"),
+        ("qemu-system-x86_64", "qemu", "qemu-system-x86"),
+    ],
+)
+def test_each_missing_program_has_its_package(missing: str, name: str, package: str) -> None:
+    host = machine()
+    check = look(host.replace(programs={key: path for key, path in host.programs.items() if key != missing}))[name]
+    assert (check.status, check.fix) == ("fail", f"apt-get install {package}")
+
+
+def test_other_distributions_use_their_own_names() -> None:
+    host = machine(distribution=("fedora",), programs={}, kernel=good(libraries={"libseccomp.so.2": "no", "libnftables.so.1": "no"}))
+    found = look(host)
+    assert found["seccomp"].fix == "dnf install libseccomp"
+    assert found["nftables"].fix == "dnf install nftables"
+    assert found["qemu"].fix == "dnf install qemu-system-x86-core"
+
+
+def test_loop_mounts_and_old_tools_are_fine() -> None:
+    found = look(machine(kernel=good(erofs="loop"), versions={"mkfs.erofs": "mkfs.erofs 1.5"}))
+    assert (found["erofs"].status, found["mkfs.erofs"].status) == ("ok", "ok")
+    assert "1.8" in found["mkfs.erofs"].found
+
+
+def test_guest_kernels() -> None:
+    found = look(machine(guests={}))
+    assert found["guest kernel, distribution"].fix == "apt-get install linux-image-cloud-amd64"
+    assert found["guest kernel, minimal"].fix == "make guest-kernel"
+    assert {found["guest kernel, minimal"].status, found["guest kernel, distribution"].status} == {"fail"}
+    found = look(machine(guests={"distribution": "/boot/vmlinuz"}))
+    assert (found["guest kernel, minimal"].status, found["guest kernel, distribution"].status) == ("info", "ok")
+
+
+def test_the_word_of_a_guest_counts_more_than_the_device() -> None:
+    host = machine(kernel=good(virtualization=[]))
+    assert look(host)["kvm"].status == "warn"
+    assert look(host, kvm=lambda: (True, ""))["kvm"].status == "ok"
+    check = look(machine(), kvm=lambda: (False, "the guest never reached its first process"))["kvm"]
+    assert check.status == "warn"
+    assert "never reached" in check.found
+
+
+def test_network_problems_are_passed_on() -> None:
+    found = look(machine(), network=lambda: [("another firewall drops packets", "nft insert rule ...")])
+    assert (found["network"].status, found["network"].fix) == ("warn", "nft insert rule ...")
+
+
+def test_little_space() -> None:
+    assert look(machine(free=10**9))["disk space"].status == "warn"
+    assert look(machine(free=10**8))["disk space"].status == "fail"
+
+
+def test_an_ordinary_user_learns_what_rootless_would_need() -> None:
+    host = machine(uid=1000)
+    found = look(host.replace(programs={}, kernel=good(kvm="Permission denied", sysctls={"kernel.unprivileged_userns_clone": "0"})))
+    assert found["privileges"].fix == "sudo nacre ..."
+    assert "subordinate ids" in found["rootless"].found
+    assert "apt-get install uidmap" in found["rootless"].fix
+    assert found["user namespaces"].fix == "sysctl -w kernel.unprivileged_userns_clone=1"
+    assert "are there" in look(host.replace(subordinate=True))["rootless"].found
+
+
+def test_a_kernel_that_did_not_answer_is_said_and_nothing_is_made_up() -> None:
+    found = look(machine(kernel={}, problem="no answer within 20 s"))
+    assert found["kernel"].status == "warn"
+    assert "no answer" in found["kernel"].found
+    assert not {"namespaces", "cgroups", "overlayfs", "seccomp", "kvm"} & set(found)
+
+
+def test_a_check_that_breaks_is_a_finding() -> None:
+    def broken() -> tuple[bool, str]:
+        raise RuntimeError("boom")
+
+    found = look(machine(kernel={"release": "6.1"}), kvm=broken)
+    assert found["privileges"].status == "warn"
+    assert "KeyError" in found["privileges"].found
+    assert "boom" in look(machine(), kvm=broken)["kvm"].found
+
+
+def test_programs_that_hang_or_fail_do_not_stop_it() -> None:
+    assert doctor._run(["/bin/sh", "-c", "sleep 60 & sleep 60"], limit=0.05) == ("", "no answer within 0.05 s")
+    assert doctor._run(["/nowhere/tool"]) == ("", "/nowhere/tool: No such file or directory")
+    assert doctor._run(["/bin/sh", "-c", "echo one; echo bad >&2; exit 3"]) == ("one\n", "bad")
+    assert doctor._run(["/bin/sh", "-c", "echo said >&2"])[0] == "said\n"
+
+
+def test_disk_usage_of_a_directory_to_come() -> None:
+    free, size = doctor._disk_usage("/nowhere/at/all")
+    assert 0 < free <= size == os.statvfs("/").f_blocks * os.statvfs("/").f_frsize
