@@ -99,3 +99,13 @@ class Progress(Value):
     current: int = 0
     total: int = 0
     message: str = ""
+
+
+class Removed(Value):
+    """One step of removing an image, as `docker rmi` prints it; one of the two is set.
+
+    untagged: a familiar reference that is gone; deleted: the id of an image that is gone.
+    """
+
+    untagged: str = ""
+    deleted: str = ""
