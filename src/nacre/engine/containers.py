@@ -225,8 +225,9 @@ class Container:
         if self._paused():
             raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
         self._core.container_event(self.record, "kill", signal=str(number))
-        with self._channel() as channel:
+        with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=number == SIGKILL)) as channel:
             if number == SIGKILL:
+                channel.hello()
                 ended = channel.end(MAIN, number, timeout=KILL_PATIENCE)
             else:
                 channel.signal(MAIN, number)
@@ -454,9 +455,6 @@ class Container:
     def _sandbox(self) -> Sandbox:
         found = self._load()
         return self._lifecycle.sandbox(found[0], found[1])
-
-    def _channel(self) -> contextlib.closing[Channel]:
-        return contextlib.closing(Channel(self._core.layout.sandbox(self.id)))
 
     def _ended(self) -> bool:
         return read_exit_record(f"{self._core.layout.container(self.id)}/exit") is not None

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
 from nacre.errors import Conflict, NacreError, SandboxError, SandboxGone
-from nacre.isolation import Driver, driver
+from nacre.isolation import Driver, Tapped, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
 from nacre.isolation.process import reap_command
@@ -103,6 +103,8 @@ class Lifecycle:
             process = record.process.replace(rows=rows, columns=columns)
             record = record.replace(rootfs=rootfs, endpoint=endpoint, process=process, error="", started=timestamp(), pid=0, exit_code=0)
             sandbox = self.sandbox(record, block)
+            if isinstance(level, Tapped) and endpoint.interface:
+                core.network.tap(endpoint, level.tap_owner(sandbox))
             lock = self._open_sandbox(sandbox)
             undo.callback(lock.release)
             core.database.put(record, active=True)

@@ -53,6 +53,14 @@ class Pausable(Protocol):
         """Whether it is stopped now."""
 
 
+@runtime_checkable
+class Tapped(Protocol):
+    """Drivers whose sandbox takes its frames from a tap device, spliced with the interface in the endpoint's namespace."""
+
+    def tap_owner(self, sandbox: Sandbox) -> int:
+        """The host uid that will open the tap."""
+
+
 DRIVERS = {
     "process": "nacre.isolation.process:Process",
     "vm": "nacre.isolation.microvm:MicroVm",
