@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -233,8 +234,12 @@ def test_device_program_of_v2(name: str) -> None:
         assert tries("/dev/ptmx", os.O_RDWR) == 0
         assert tries("/dev/kmsg", os.O_RDONLY) == 0
         assert tries("/dev/kmsg", os.O_RDWR) == errno.EPERM
-        assert tries("/dev/loop-control", os.O_RDONLY) == errno.EPERM
+        os.mknod(f"/dev/{name}", 0o600 | 0o060000, os.makedev(7, 250))
+        assert tries(f"/dev/{name}", os.O_RDONLY) == errno.EPERM
+        assert tries("/dev/random", os.O_RDONLY) == 0
     finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"/dev/{name}")
         wait_for(lambda: cgroups._remove_tree(directory))
 
 
@@ -313,10 +318,16 @@ def test_a_group_in_use_is_neither_replaced_nor_removed(name: str) -> None:
 
 def test_groups_below_the_group_belong_to_it(name: str) -> None:
     group = cgroups.create(name)
-    for path in group.procs_paths():
-        os.mkdir(f"{os.path.dirname(path)}/below")
-    below = cgroups.Cgroup(f"{name}/below", cgroups.layout(), {"pids": f"{cgroups.layout().v1['pids']}/nacre/{name}/below"})
-    pid = start(below, sleeper)
+    below = [f"{os.path.dirname(path)}/below" for path in group.procs_paths()]
+    for directory in below:
+        os.mkdir(directory)
+    pid = os.fork()
+    if not pid:
+        time.sleep(60)
+        os._exit(0)
+    for directory in below:
+        with open(f"{directory}/cgroup.procs", "w") as file:
+            file.write(str(pid))
     wait_for(lambda: group.pids() == (pid,))
     group.kill()
     os.waitpid(pid, 0)
