@@ -6,6 +6,7 @@ py3-none-<platform> and it works with every Python from 3.11 on and every libc.
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -27,7 +28,9 @@ class StemBuildHook(BuildHookInterface[Any]):
             return
         root = Path(self.root)
         try:
-            subprocess.run(["make", "-s", "-C", str(root / "stem")], check=True)
+            # Of a make that runs us, only the environment that concerns the compiler is wanted.
+            environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+            subprocess.run(["make", "-s", "-C", str(root / "stem")], check=True, env=environment)
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"compiling stem failed ({error}); it needs: apt-get install gcc make libc6-dev") from error
         program = root / PROGRAM
