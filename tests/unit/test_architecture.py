@@ -48,10 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What run, exec and ps load before the container's first instruction, as far as it exists.
 HOT = [
     "", "cli", "cli.context", "cli.flags", "cli.registry", "cli.commands.run", "cli.commands.exec", "cli.commands.ps", "engine",
-    "engine.core", "engine.containers", "engine.lifecycle", "engine.merge", "engine.stream", "store", "store.database", "store.layout",
-    "store.lock", "images.store", "storage.layers", "storage.rootfs", "storage.volumes", "network", "network.manager", "isolation",
-    "isolation.process", "isolation.channel", "isolation.plan", "linux.cgroups", "linux.seccomp", "linux.capabilities", "linux.process",
-    "linux.netlink", "wire.stem",
+    "engine.core", "engine.containers", "engine.lifecycle", "engine.merge", "store", "store.database", "store.layout", "store.lock",
+    "images.store", "storage.layers", "storage.rootfs", "storage.volumes", "network", "network.manager", "isolation", "isolation.process",
+    "isolation.channel", "isolation.security", "isolation.stream", "isolation.plan", "linux.cgroups", "linux.seccomp",
+    "linux.capabilities", "linux.process", "linux.netlink", "wire.stem",
 ]  # fmt: skip
 HEAVY = {"dataclasses", "logging", "asyncio", "subprocess", "http.client", "importlib.metadata"}
 

@@ -330,6 +330,10 @@ def test_freezing_on_v2_waits_for_the_event(host: Path) -> None:
 def test_killing_on_v2_uses_the_kernels_own_way(host: Path) -> None:
     group = cgroups.create("c1", where=v2(host), rules=None)
     group.kill(timeout=0)
+    assert read(host, "nacre/c1/cgroup.kill") == ""  # nothing to kill
+    (host / "sys/fs/cgroup/nacre/c1/cgroup.procs").write_text("0\n")  # a process outside of our PID namespace
+    with pytest.raises(HostError, match="do not end: 0"):
+        group.kill(timeout=0)
     assert read(host, "nacre/c1/cgroup.kill") == "1"
 
 

@@ -276,6 +276,8 @@ class Cgroup:
 
         Raises HostError naming the survivors after `timeout` seconds.
         """
+        if not self.pids():
+            return
         if self._unified and not self._v1 and os.path.exists(f"{self._unified}/cgroup.kill"):
             self._write(f"{self._unified}/cgroup.kill", "1")
         else:
