@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from nacre.errors import Conflict
-from nacre.linux import netns
+from nacre.linux import netns, nft
 from nacre.model.network import Endpoint, PortMapping
+from nacre.network import rules
 from nacre.network.manager import NetworkManager
 from nacre.testing.network import HOST_ADDRESS, REMOTE_ADDRESS, Lab, ask, configure, serve
 
@@ -177,6 +178,19 @@ def test_port_conflicts_are_decided_by_the_kernel(host: Host) -> None:
     again = host.attach(PortMapping(container_port=80, host_port=8080))
     with serve(again.netns, 80, "again"):
         assert ask("", "127.0.0.1", 8080).startswith("again")
+
+
+def test_without_the_library(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program nft does the same: also replacing what a dead container left, and closing ports."""
+    monkeypatch.setattr(nft, "_searched", True)
+    monkeypatch.setattr(nft, "_library", None)
+    assert nft.backend() == "nft"
+    nft.apply(rules.ruleset("nacre") + rules.add("nacre", [rules.Element("", "tcp", 8080, "10.88.9.9", 99)]))
+    web = host.attach(PortMapping(container_port=80, host_port=8080))
+    with serve(web.netns, 80, "web"):
+        assert ask("", "127.0.0.1", 8080).startswith("web")
+    host.release(web)
+    assert rules.parse(nft.apply(rules.listing("nacre"))) == ()
 
 
 def test_chosen_ports(host: Host) -> None:

@@ -30,7 +30,8 @@ _NESTED = 0x8000
 
 # linux/if_link.h
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS, _STATS64, _AF_SPEC, _NET_NS_FD = 1, 3, 4, 5, 10, 18, 20, 23, 26, 28
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER, _BRPORT_HAIRPIN = 1, 2, 4, 5, 1, 4
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
+_BRPORT_HAIRPIN, _BRPORT_LEARNING = 4, 8
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
 _IFF_UP = 1
 
@@ -163,10 +164,13 @@ class Netlink:
         with contextlib.suppress(OSError):
             exchange(self._socket, self._next(), _SETLINK, ACK, _chosen(link) + mode)
 
-    def set_hairpin(self, port: int | str) -> None:
-        """Let the bridge send a frame back out of the port that it came in by (given by index or name)."""
-        data = nest(_INFO_SLAVE_DATA, attribute(_BRPORT_HAIRPIN, b"\x01"))
-        body = _chosen(port) + nest(_LINKINFO, _text(_INFO_SLAVE_KIND, "bridge") + data)
+    def set_port(self, port: int | str, *, hairpin: bool = False, learning: bool = True) -> None:
+        """Change a bridge port, given by index or name.
+
+        hairpin: the bridge may send a frame back out of the port that it came in by. learning: it remembers which MACs are behind it.
+        """
+        data = attribute(_BRPORT_HAIRPIN, bytes([hairpin])) + attribute(_BRPORT_LEARNING, bytes([learning]))
+        body = _chosen(port) + nest(_LINKINFO, _text(_INFO_SLAVE_KIND, "bridge") + nest(_INFO_SLAVE_DATA, data))
         self._ask(f"cannot change the bridge port {port}", _NEWLINK, 0, body)
 
     def delete_link(self, name: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Iterable
@@ -161,7 +160,7 @@ class Bridge:
         subnet = choose_subnet(_taken(netlink), self._subnet, old.subnet if old else "")
         network = Network(
             name=NAME,
-            id=old.id if old else secrets.token_hex(32),
+            id=old.id if old else os.urandom(32).hex(),
             bridge=self.name,
             subnet=str(subnet),
             gateway=to_text(subnet.gateway),
@@ -203,7 +202,7 @@ class Bridge:
 
 def write_atomically(path: str, text: str, *, durable: bool = False) -> None:
     """Replace a file by rename. durable: also on a power failure. Raises OSError."""
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     try:
         with open(temporary, "x") as file:
             file.write(text)

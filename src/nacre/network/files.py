@@ -63,7 +63,7 @@ def parse_extra_host(item: str, gateway: str = "") -> tuple[str, str]:
                 f"--add-host {item}: this network has no gateway that leads to the host", hint="use --network bridge, or name an address"
             )
         return name, gateway
-    where = where.removeprefix("[").removesuffix("]")
+    where = where[1:-1] if where.startswith("[") and where.endswith("]") else where
     if not version(where):
         raise InvalidArgument(f"invalid IP address in add-host: {where!r}", hint="--add-host NAME:ADDRESS or NAME:host-gateway")
     return name, where

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -239,7 +238,7 @@ class NetworkManager:
         address = self._leases.take(container_id, subnet, wanted.address)
         endpoint = wanted.replace(
             interface=INTERFACE,
-            host_interface=f"nv{container_id[:7]}{secrets.token_hex(3)}",
+            host_interface=f"nv{container_id[:7]}{os.urandom(3).hex()}",
             # Made from the address, so that neighbours' ARP caches stay right when an address is given out again.
             mac=wanted.mac or "02:6e:" + to_int(address).to_bytes(4, "big").hex(":"),
             address=f"{address}/{subnet.length}",
@@ -256,7 +255,7 @@ class NetworkManager:
         netlink.set_link(endpoint.host_interface, up=True, alias=hostname)
         if published:
             # A container that calls its own published port: where bridge-nf-call-iptables is on, the answer is bridged, not routed.
-            netlink.set_hairpin(endpoint.host_interface)
+            netlink.set_port(endpoint.host_interface, hairpin=True)
             with self._ports_lock():
                 self._bridge.publish(endpoint)
         return endpoint
@@ -414,5 +413,7 @@ def _join(inner: Netlink, endpoint: Endpoint, ends: tuple[int, int]) -> None:
     inner.create_bridge(SPLICE, other, endpoint.mtu)
     bridge = inner.index(SPLICE)
     inner.set_link(ends[0], mac=other, master=bridge)
+    # The host's hairpin port returns the machine's broadcasts; from them the bridge would learn the machine on the wrong side.
+    inner.set_port(ends[0], learning=False)
     inner.set_link(ends[1], master=bridge)
     inner.set_link(bridge, up=True)
