@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nacre.errors import Conflict, HostError, InvalidArgument, NotFound, Unsupported
+from nacre.errors import Conflict, HostError, InvalidArgument, NoSpace, NotFound, Unsupported
 from nacre.linux import netns, nft
 from nacre.linux.netlink import Netlink
 from nacre.model.network import Endpoint, PortMapping
@@ -231,6 +231,41 @@ def test_a_failed_attach_leaves_nothing(lab: Lab, manager: NetworkManager, monke
     monkeypatch.undo()
     assert manager.sweep() in ([], ["a" * 64])
     assert eventually(lambda: remains(lab) == []), remains(lab)
+
+
+@pytest.mark.parametrize("limit", ["nr_inodes=9", "nr_inodes=11", "nr_inodes=13"])
+def test_full_disk(lab: Lab, limit: str) -> None:
+    """Whichever file does not fit, the error says so, and nothing stays."""
+    os.mkdir(f"{lab.directory}/run")
+    assert os.system(f"mount -t tmpfs -o {limit} tmpfs {lab.directory}/run") == 0
+    try:
+        manager = NetworkManager(f"{lab.directory}/root", f"{lab.directory}/run")
+        held = []
+        with pytest.raises(NoSpace, match="No space left on device"):
+            for digit in "abc":
+                held += manager.attach(digit * 64)[1]
+        close(held)
+        for digit in "abc":
+            manager.detach(digit * 64)
+        assert eventually(lambda: remains(lab) == []), remains(lab)
+    finally:
+        assert os.system(f"umount --lazy {lab.directory}/run") == 0
+
+
+def test_after_a_reboot(lab: Lab, manager: NetworkManager) -> None:
+    """A run directory that outlived its boot: records without holders are neither published nor in the way."""
+    _, held = manager.attach("a" * 64, ports=(PortMapping(container_port=80, host_port=8080),))
+    close(held)
+    assert os.system("nft flush ruleset && ip link delete nacre0") == 0
+    netns.remove(f"{lab.directory}/run/netns/{'a' * 64}")
+    endpoint, held = manager.attach("b" * 64)
+    assert rules.parse(nft.apply(rules.listing("nacre"))) == ()
+    configure(endpoint)
+    assert manager.sweep() == ["a" * 64]
+    with serve(endpoint.netns, 80, "web"):
+        assert ask("", endpoint.address.partition("/")[0], 80).startswith("web")
+    close(held)
+    manager.detach("b" * 64)
 
 
 def test_bad_requests(manager: NetworkManager) -> None:

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nacre.errors import Denied, HostError
+from nacre.errors import Denied, HostError, NoSpace
 
 T = TypeVar("T")
 
@@ -107,14 +107,17 @@ def create(path: str, sysctls: dict[str, str] | None = None) -> None:
     """
     values = DEFAULT_SYSCTLS if sysctls is None else sysctls
     remove(path)
+    hint = f"df -i {os.path.dirname(path)}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+        hint = "sysctl -w user.max_net_namespaces=10000 fs.mount-max=100000"
         in_thread(lambda: _make(path, values))
     except BaseException as error:
         remove(path)
         if isinstance(error, OSError):
-            raise _explain(f"cannot make the network namespace {path}", error) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise _explain(f"cannot make the network namespace {path}", error, hint if full else "") from error
         raise
 
 
@@ -201,6 +204,6 @@ def _explain(what: str, error: OSError, hint: str = "") -> HostError | Denied:
     reason = os.strerror(error.errno or 0)
     if error.errno in (errno.EPERM, errno.EACCES):
         return Denied(f"{what}: {reason}", hint="run as root (sudo): network namespaces need CAP_SYS_ADMIN and CAP_NET_ADMIN")
-    if error.errno == errno.ENOSPC:
-        hint = "sysctl -w user.max_net_namespaces=10000"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{what}: {reason}", hint=hint)
     return HostError(f"{what}: {reason}", hint=hint)

@@ -9,11 +9,10 @@ import contextlib
 import json
 import os
 import time
-import zlib
 from collections.abc import Iterable
 
 from nacre.errors import Conflict, Denied, HostError, InvalidArgument, NoSpace
-from nacre.linux import conntrack, netns, nft
+from nacre.linux import netns
 from nacre.linux.netlink import Link, Netlink, has_table
 from nacre.model.network import Endpoint, Network
 from nacre.network import rules
@@ -118,6 +117,8 @@ class Bridge:
         """Open the published ports of an endpoint. Leftovers for the same host port are replaced: its holder is gone, or it could
         not have been reserved. Raises HostError.
         """
+        from nacre.linux import conntrack
+
         items = rules.elements(endpoint)
         if items:
             self._put(items)
@@ -126,6 +127,8 @@ class Bridge:
                 conntrack.forget(rules.PROTOCOLS[port.protocol], port.host_port)
 
     def _put(self, items: tuple[rules.Element, ...]) -> None:
+        from nacre.linux import nft
+
         if nft.execute(rules.add(self.table, items)).ok:
             return
         keys = {item[:3] for item in items}
@@ -134,6 +137,8 @@ class Bridge:
 
     def withdraw(self, endpoint: Endpoint) -> None:
         """Close the published ports of an endpoint. Idempotent; ports that lead to another container by now are left alone."""
+        from nacre.linux import nft
+
         items = rules.elements(endpoint)
         if not items or not has_table(self.table):
             return
@@ -184,6 +189,8 @@ class Bridge:
                 raise kind(f"cannot set {dotted}: {os.strerror(error.errno or 0)}", hint=f"sysctl -w {dotted}={value}") from error
 
     def _write_rules(self, network: Network, endpoints: tuple[Endpoint, ...]) -> None:
+        from nacre.linux import nft
+
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._stamp)
         script = rules.ruleset(self.table) + rules.clear_networks(self.table) + rules.add_network(self.table, self.name, network.subnet)
@@ -217,8 +224,8 @@ def write_atomically(path: str, text: str, *, durable: bool = False) -> None:
 
 
 def _stamp(table: str) -> str:
-    """Names this version of the rules: an engine of another version puts its own in place."""
-    return f"{zlib.crc32(rules.ruleset(table).encode()):08x}"
+    """Names this version of the rules: an engine of another version puts its own in place. A remainder by a prime serves as checksum."""
+    return f"{int.from_bytes(rules.ruleset(table).encode(), 'big') % ((1 << 61) - 1):x}"
 
 
 def _is_network_id(text: str) -> bool:

@@ -23,8 +23,8 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from nacre.errors import HostError, InvalidArgument, NoSpace, NotFound, Unsupported
-from nacre.linux import netns, nft
+from nacre.errors import Denied, HostError, InvalidArgument, NoSpace, NotFound, Unsupported
+from nacre.linux import netns
 from nacre.linux.netlink import Netlink
 from nacre.model.network import Endpoint, Network, PortMapping
 from nacre.network import ports as host_ports
@@ -55,11 +55,9 @@ class NetworkManager:
     def __init__(self, root: str, run: str, *, bridge: str = "", subnet: str = "") -> None:
         self._run = run
         self._state = f"{run}/network"
-        try:
+        with _disk(self._state):
             for path in (f"{root}/network", f"{self._state}/leases", f"{self._state}/endpoints"):
                 os.makedirs(path, mode=0o711, exist_ok=True)
-        except OSError as error:
-            raise HostError(f"cannot create {error.filename}: {error.strerror}") from error
         name = bridge or os.environ.get("NACRE_BRIDGE", "") or "nacre0"
         wanted = subnet or os.environ.get("NACRE_SUBNET", "")
         self._bridge = Bridge(name, f"{root}/network/bridge.json", f"{self._state}/rules", wanted)
@@ -96,7 +94,7 @@ class NetworkManager:
         if name == HOST:
             return endpoint, []
         endpoint = endpoint.replace(netns=f"{self._run}/netns/{container_id}")
-        with Netlink() as netlink, self._enter(netlink, name) as place:
+        with _disk(self._state), Netlink() as netlink, self._enter(netlink, name) as place:
             held = [self._claim(netlink, container_id)]
             try:
                 if place is None:
@@ -120,7 +118,7 @@ class NetworkManager:
         _check(container_id)
         if not os.path.exists(self._file(container_id)):
             return
-        with Netlink() as netlink, self._lock(shared=True):
+        with _disk(self._state), Netlink() as netlink, self._lock(shared=True):
             self._dismantle(netlink, container_id)
 
     def tap(self, endpoint: Endpoint, owner: int = 0) -> str:
@@ -169,7 +167,7 @@ class NetworkManager:
         way). Returns the ids whose remains were removed. Raises HostError.
         """
         removed = []
-        with Netlink() as netlink, self._lock():
+        with _disk(self._state), Netlink() as netlink, self._lock():
             spared = alive() if callable(alive) else alive
             for container_id in sorted(self._known() - set(spared)):
                 if not is_locked(self._file(container_id)):
@@ -180,13 +178,12 @@ class NetworkManager:
 
     def restore(self, endpoints: Iterable[Endpoint] = ()) -> None:
         """Put back what a firewall restart or an `ip link delete` took away: bridge, rules, connections and published ports of
-        every recorded endpoint and of those given. Idempotent. Raises HostError, Conflict.
+        every endpoint that is held and of those given. Idempotent. Raises HostError, Conflict.
         """
-        wanted = {endpoint.netns: endpoint for endpoint in (*self._endpoints(), *endpoints) if endpoint.network == BRIDGE}
-        if not wanted and self._bridge.record() is None:
-            return
-        with Netlink() as netlink, self._lock():
-            self._bridge.make(netlink, tuple(wanted.values()))
+        with _disk(self._state), Netlink() as netlink, self._lock():
+            wanted = {endpoint.netns: endpoint for endpoint in (*self._living(), *endpoints) if endpoint.host_interface}
+            if wanted or self._bridge.record():
+                self._bridge.make(netlink, tuple(wanted.values()))
 
     def stats(self, endpoint: Endpoint) -> tuple[int, int]:
         """Bytes (received, sent) by the sandbox since it was attached; (0, 0) without an interface of its own."""
@@ -199,6 +196,8 @@ class NetworkManager:
 
     def diagnose(self) -> list[tuple[str, str]]:
         """What on this host stands in the way of container networks: (problem, way out) for each. For `nacre doctor`."""
+        from nacre.linux import nft
+
         found = []
         if not nft.backend():
             return [("nftables is not installed: no networks, no published ports", "apt-get install nftables")]
@@ -227,7 +226,7 @@ class NetworkManager:
                     return
             with self._lock():
                 if self._bridge.ready(netlink) is None:
-                    self._bridge.make(netlink, tuple(endpoint for endpoint in self._endpoints() if endpoint.network == BRIDGE))
+                    self._bridge.make(netlink, self._living())
         raise HostError("the network bridge is removed by somebody as fast as it is made", hint="see: ip monitor link; nft monitor")
 
     def _connect(self, netlink: Netlink, container_id: str, wanted: Endpoint, place: _Place, hostname: str, held: list[int]) -> Endpoint:
@@ -336,8 +335,9 @@ class NetworkManager:
         except (OSError, ValueError, InvalidArgument):
             return None
 
-    def _endpoints(self) -> tuple[Endpoint, ...]:
-        found = (self._load(container_id) for container_id in sorted(self._known()))
+    def _living(self) -> tuple[Endpoint, ...]:
+        """The endpoints with an interface whose lock is held: not what a reboot or a kill left in the directory."""
+        found = (self._load(container_id) for container_id in sorted(self._known()) if is_locked(self._file(container_id)))
         return tuple(endpoint for endpoint in found if endpoint is not None and endpoint.host_interface)
 
 
@@ -348,13 +348,23 @@ class _Place(NamedTuple):
     bridge: int
 
 
+@contextlib.contextmanager
+def _disk(path: str) -> Iterator[None]:
+    """Say what a failing system call on the state of networks means."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot keep the state of networks in {path}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(reason, hint=f"free space or inodes there: df {path}; df -i {path}") from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise Denied(reason, hint="run as root (sudo)") from error
+        raise HostError(reason) from error
+
+
 def _save(fd: int, endpoint: Endpoint) -> None:
     """Write the record into the locked file: once, in one write, so a killed call leaves it whole or empty."""
-    try:
-        os.write(fd, json.dumps(endpoint.to_data()).encode())
-    except OSError as error:
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
-        raise kind(f"cannot record the endpoint: {error.strerror}", hint="free some space below the run directory (df)") from error
+    os.write(fd, json.dumps(endpoint.to_data()).encode())
 
 
 def _cut_off(netlink: Netlink, interface: str) -> None:
