@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 
 from nacre.errors import InvalidArgument, NotFound
 from nacre.model.image import Platform
@@ -69,14 +68,19 @@ def choose(index: Index, wanted: Platform, what: str) -> IndexEntry:
     unnamed = [entry for entry in entries if entry.platform is None]
     if len(unnamed) == 1:
         return unnamed[0]
-    raise no_match(what, wanted, (entry.platform for entry in entries if entry.platform is not None))
-
-
-def no_match(what: str, wanted: Platform, available: Iterable[Platform]) -> NotFound:
-    """The error for an image that does not exist for a platform."""
-    names = sorted({str(platform) for platform in available})
+    names = sorted({str(entry.platform) for entry in entries if entry.platform is not None})
     shown = ", ".join(names[:20]) or "none"
-    return NotFound(f"no matching manifest for {wanted} in {what}", hint=f"available: {shown}; choose one with --platform")
+    raise NotFound(f"no matching manifest for {wanted} in {what}", hint=f"available: {shown}; choose one with --platform")
+
+
+def check(image: Platform, wanted: Platform, *, explicit: bool, what: str) -> str:
+    """A warning when an image does not run on a platform, "" when it does. Raises NotFound when the user named the platform."""
+    if matches(image, wanted):
+        return ""
+    if explicit:
+        message = f"image {what} does not match the specified platform: wanted {wanted}, it is {image}"
+        raise NotFound(message, hint="leave out --platform to take it anyway")
+    return f"WARNING: {what} is for {image}, this host is {wanted}"
 
 
 def _normalise(platform: Platform) -> Platform:

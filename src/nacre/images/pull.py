@@ -18,7 +18,7 @@ from nacre.images import config
 from nacre.images.config import Limits, Registries, Source
 from nacre.images.content import CHUNK, Ingest
 from nacre.images.layers import LayerSink, OnProgress, Reporter, make_image, pair_layers, short, unpack_layer
-from nacre.images.platform import choose, host_platform, matches
+from nacre.images.platform import check, choose, host_platform
 from nacre.images.registry import Cancelled, Client, Fetched, Retry
 from nacre.images.store import ImageStore
 from nacre.images.stream import Feed
@@ -26,7 +26,7 @@ from nacre.images.transport import NETWORK_ERRORS
 from nacre.model.image import Image, Layer, Platform
 from nacre.model.reference import Reference
 from nacre.model.value import Value
-from nacre.wire.registry import INDEXES, Configuration, Index, Manifest, parse_configuration, parse_manifest
+from nacre.wire.registry import INDEXES, Index, Manifest, parse_configuration, parse_manifest
 
 _DOWNLOADS = 3
 _UNPACKERS = 2
@@ -114,7 +114,9 @@ class _Pull:
         manifest_digest, manifest, raw = self._choose(top, name)
         data = self._read_configuration(manifest)
         configuration = parse_configuration(data, what=f"the configuration of {name}")
-        self._check_platform(configuration, name)
+        warning = check(configuration.platform, self.wanted, explicit=self.explicit, what=name)
+        if warning:
+            self.report("manifest", "downloading", message=warning)
         layers = pair_layers(manifest, configuration, f"image {name}")
         known = self._known(manifest.config.digest)
         sizes = self._bring_layers(layers)
@@ -180,17 +182,6 @@ class _Pull:
             with contextlib.suppress(RemoteError, NotFound):
                 return ask(source)
         return ask(self.sources[-1])
-
-    def _check_platform(self, configuration: Configuration, name: str) -> None:
-        if matches(configuration.platform, self.wanted):
-            return
-        if self.explicit:
-            raise NotFound(
-                f"image {name} does not match the specified platform: wanted {self.wanted}, it is {configuration.platform}",
-                hint="leave out --platform to take it anyway",
-            )
-        warning = f"WARNING: {name} is for {configuration.platform}, this host is {self.wanted}"
-        self.report("manifest", "downloading", message=warning)
 
     def _known(self, identifier: str) -> tuple[str, ...] | None:
         """The names of the image so far; None when it is new."""
