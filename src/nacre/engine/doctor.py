@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from nacre.errors import NacreError
 from nacre.model.value import Value
 
 _SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,7 +36,10 @@ _DNF_NAMES = {
 
 
 class Check(Value):
-    """One finding. status: ok, warn (works, but less well), fail (something cannot work), info. fix: a command, "" = nothing to do."""
+    """One finding. fix: the command that helps, "" = nothing to do.
+
+    status: ok; warn: less works (a level, a feature) or works less well; fail: an ordinary `nacre run` cannot work; info.
+    """
 
     name: str
     status: str
@@ -48,7 +51,9 @@ class Host(Value):
     """Everything the checks look at, gathered once. kernel: see `nacre.linux.kernel.facts`, {} when it could not be asked.
 
     distribution: ID and ID_LIKE of os-release(5); programs: name -> path; versions: name -> first line of its --version;
-    devices: the devices that QEMU knows; guests: kind -> path of a guest kernel; free, size: bytes on the disk of `root`.
+    devices: the devices that QEMU knows; guests: kind (minimal, distribution) -> path of a guest kernel; sharing: those of the
+    kinds that can mount the host's directories; obstacle: why no guest runs on KVM, "" = one does, None = not known;
+    free, size: bytes on the disk of `root`.
     """
 
     kernel: dict[str, Any] = {}
@@ -60,6 +65,8 @@ class Host(Value):
     versions: dict[str, str] = {}
     devices: str = ""
     guests: dict[str, str] = {}
+    sharing: tuple[str, ...] = ()
+    obstacle: str | None = None
     root: str = "/var/lib/nacre"
     free: int = 0
     size: int = 0
@@ -73,23 +80,21 @@ class Host(Value):
         return f"dnf install {' '.join(dict.fromkeys(_DNF_NAMES.get(name, name) for name in packages))}"
 
 
-Verdict = Callable[[], tuple[bool, str]]
+_T = TypeVar("_T")
+Problems = Callable[[], list[tuple[str, str]]]
 
 
-def checks(
-    root: str = "", *, kvm: Verdict | None = None, network: Callable[[], list[tuple[str, str]]] | None = None, host: Host | None = None
-) -> list[Check]:
-    """Look at everything. Never raises.
+def checks(root: str = "", run: str = "", *, network: Problems | None = None, host: Host | None = None) -> list[Check]:
+    """Look at everything. Never raises. Boots one guest when KVM looks usable and nobody has tried since the host booted.
 
-    root: the engine's directory, for the disk space. kvm: tells whether a guest runs on KVM, and why (not); without it only
-    the device is looked at. network: problems of container networks as (problem, way out). host: what was gathered before.
+    root, run: the engine's directories, "" = as for `Engine`. network: problems of container networks as (problem, way out).
+    host: what was gathered before.
     """
-    host = host or gather(root)
+    host = host or gather(root, run)
     found: list[Check] = []
     for part in _PARTS:
         found += _guarded(part.__name__.strip("_").replace("_", " "), functools.partial(part, host))
     found += _guarded("network", lambda: _network(host, network))
-    found += _guarded("kvm", lambda: _kvm(host, kvm))
     return sorted(found, key=lambda check: _ORDER.index(check.name) if check.name in _ORDER else len(_ORDER))
 
 
@@ -227,8 +232,8 @@ def _erofs(host: Host) -> list[Check]:
     kernel = host.kernel.get("filesystems", {}).get("erofs", "")
     found = []
     if not mkfs:
-        text = "not installed: layers are unpacked into directories, and VMs have no images"
-        found.append(Check(name="mkfs.erofs", status="fail", found=text, fix=host.install("erofs-utils")))
+        text = "not installed: layers are unpacked into directories, and there are no VMs"
+        found.append(Check(name="mkfs.erofs", status="warn", found=text, fix=host.install("erofs-utils")))
     else:
         version = _numbers(host.versions.get("mkfs.erofs", ""))
         note = "" if version >= (1, 8) else " (1.8 or newer converts layers without unpacking them)"
@@ -248,7 +253,7 @@ def _erofs(host: Host) -> list[Check]:
 def _tools(host: Host) -> list[Check]:
     if "mkfs.ext4" in host.programs:
         return [Check(name="mkfs.ext4", status="ok", found=host.programs["mkfs.ext4"])]
-    return [Check(name="mkfs.ext4", status="fail", found="not installed: VMs have no writable disk", fix=host.install("e2fsprogs"))]
+    return [Check(name="mkfs.ext4", status="warn", found="not installed: no VMs", fix=host.install("e2fsprogs"))]
 
 
 def _seccomp(host: Host) -> list[Check]:
@@ -284,46 +289,27 @@ def _disk(host: Host) -> list[Check]:
     return [Check(name="disk space", status="fail" if host.free < 5e8 else "warn", found=text, fix="nacre image prune")]
 
 
-def _kvm(host: Host, verdict: Verdict | None) -> list[Check]:
+def _kvm(host: Host) -> list[Check]:
     device = host.kernel.get("kvm", "")
     slow = "VMs are emulated: they work, several times slower"
+    hardware = host.kernel.get("virtualization", ())
     if not device:
         return []
+    if device == "ok" and host.obstacle == "":
+        return [Check(name="kvm", status="ok", found="usable: a guest runs on it")]
+    if device == "ok" and host.obstacle is None and (hardware or host.machine != "x86_64"):
+        return [Check(name="kvm", status="ok", found="/dev/kvm creates virtual machines; no guest was tried")]
+    if device == "ok":
+        reason = host.obstacle or "the processor shows neither VT-x nor AMD-V, and no guest was tried"
+        return [Check(name="kvm", status="warn", found=f"not usable: {reason}; {slow}")]
     if device == "absent":
-        hardware = host.kernel.get("virtualization")
-        way = (
-            f"modprobe kvm_{'intel' if 'vmx' in hardware else 'amd'}"
-            if hardware
-            else "switch on virtualization (VT-x, AMD-V) in the firmware, or nested virtualization"
-        )
+        firmware = "switch on virtualization (VT-x, AMD-V) in the firmware, or nested virtualization"
+        way = f"modprobe kvm_{'intel' if 'vmx' in hardware else 'amd'}" if hardware else firmware
         return [Check(name="kvm", status="warn", found=f"no /dev/kvm; {slow}", fix=way)]
+    way = "end the hypervisor that uses the processor, or update the kernel"
     if device == "Permission denied":
-        return [
-            Check(name="kvm", status="warn", found=f"/dev/kvm is not for this user; {slow}", fix="usermod -aG kvm $USER, then log in again")
-        ]
-    if device != "ok":
-        return [
-            Check(
-                name="kvm",
-                status="warn",
-                found=f"/dev/kvm: {device}; {slow}",
-                fix="end the hypervisor that uses the processor, or update the kernel",
-            )
-        ]
-    if verdict is not None:
-        usable, reason = verdict()
-        if usable:
-            return [Check(name="kvm", status="ok", found=f"usable: {reason}" if reason else "usable: a guest runs on it")]
-        return [Check(name="kvm", status="warn", found=f"/dev/kvm opens, but {reason}; {slow}")]
-    if host.machine == "x86_64" and not host.kernel.get("virtualization"):
-        return [
-            Check(
-                name="kvm",
-                status="warn",
-                found=f"/dev/kvm opens, but this processor shows no VT-x or AMD-V; {slow} unless a guest proves otherwise",
-            )
-        ]
-    return [Check(name="kvm", status="ok", found="/dev/kvm opens and creates virtual machines")]
+        way = "usermod -aG kvm $USER, then log in again"
+    return [Check(name="kvm", status="warn", found=f"/dev/kvm: {device}; {slow}", fix=way)]
 
 
 def _qemu(host: Host) -> list[Check]:
@@ -332,35 +318,38 @@ def _qemu(host: Host) -> list[Check]:
         version = ".".join(map(str, _numbers(host.versions.get(name, ""))))
         return [Check(name="qemu", status="ok", found=f"{version} at {host.programs[name]}")]
     package = host.install("qemu-system-arm" if host.machine == "aarch64" else "qemu-system-x86")
-    return [Check(name="qemu", status="fail", found=f"{name} is not installed: no VMs", fix=package)]
+    return [Check(name="qemu", status="warn", found=f"{name} is not installed: no VMs", fix=package)]
 
 
 def _guests(host: Host) -> list[Check]:
     minimal, cloud = host.guests.get("minimal", ""), host.guests.get("distribution", "")
-    image = f"linux-image-cloud-{'arm64' if host.machine == 'aarch64' else 'amd64'}"
-    lacking = "fail" if not minimal else "info"
-    return [
-        Check(name="guest kernel, minimal", status="ok", found=minimal)
-        if minimal
-        else Check(
-            name="guest kernel, minimal",
-            status="info" if cloud else "fail",
-            found="not built; VMs start faster with it",
-            fix="make guest-kernel",
-        ),
-        Check(name="guest kernel, distribution", status="ok", found=cloud)
-        if cloud
-        else Check(name="guest kernel, distribution", status=lacking, found="not installed", fix=host.install(image)),
+    image = host.install(f"linux-image-cloud-{'arm64' if host.machine == 'aarch64' else 'amd64'}")
+    missing = "info" if host.guests else "warn"
+    found = [
+        Check(name="guest kernel, minimal", status="ok", found=minimal),
+        Check(name="guest kernel, distribution", status="ok", found=cloud),
     ]
+    if not minimal:
+        found[0] = found[0].replace(status=missing, found="not built; VMs start faster with it", fix="make guest-kernel")
+    if not cloud:
+        found[1] = found[1].replace(status=missing, found="not installed", fix="" if minimal else image)
+    return found
 
 
 def _shares(host: Host) -> list[Check]:
-    if not host.devices:
+    """Directories of the host in a VM go through 9p: QEMU serves it, the guest kernel mounts it."""
+    name = "shared directories in VMs"
+    if not host.devices or not host.guests:
         return []
-    if "virtio-9p" in host.devices:
-        return [Check(name="shared directories in VMs", status="ok", found="QEMU has virtio-9p")]
-    text = "QEMU was built without virtio-9p: no bind mounts and volumes in VMs"
-    return [Check(name="shared directories in VMs", status="warn", found=text, fix=host.install("qemu-system-common"))]
+    if "virtio-9p" not in host.devices:
+        text = "QEMU was built without virtio-9p: no bind mounts and volumes in VMs"
+        return [Check(name=name, status="warn", found=text, fix=host.install("qemu-system-common"))]
+    if not host.sharing:
+        text = f"no guest kernel has 9p ({', '.join(host.guests)}): no bind mounts and volumes in VMs"
+        return [Check(name=name, status="warn", found=text, fix="make guest-kernel")]
+    lacking = [kind for kind in host.guests if kind not in host.sharing]
+    text = f"9p in QEMU and in the {' and the '.join(host.sharing)} guest kernel{f', not in the {lacking[0]} one' if lacking else ''}"
+    return [Check(name=name, status="ok", found=text)]
 
 
 def _others(host: Host) -> list[Check]:
@@ -368,7 +357,7 @@ def _others(host: Host) -> list[Check]:
 
 
 _PARTS = (
-    _kernel, _privileges, _namespaces, _user_namespaces, _cgroups, _overlay, _erofs, _tools, _seccomp, _disk, _qemu, _guests, _shares,
+    _kernel, _privileges, _namespaces, _user_namespaces, _cgroups, _overlay, _erofs, _tools, _seccomp, _disk, _kvm, _qemu, _guests, _shares,
     _others,
 )  # fmt: skip
 
@@ -376,7 +365,7 @@ _PARTS = (
 # Gathering
 
 
-def gather(root: str = "") -> Host:
+def gather(root: str = "", run: str = "") -> Host:
     """Look at this host once. Never raises; takes a fraction of a second, at most the sum of the time limits."""
     root = root or os.environ.get("NACRE_ROOT") or "/var/lib/nacre"
     machine = os.uname().machine
@@ -389,7 +378,8 @@ def gather(root: str = "") -> Host:
         for name, flag in (("mkfs.erofs", "-V"), (qemu, "--version"))
         if name in programs
     }
-    usage = _disk_usage(root)
+    free, size = _or((0, 0), lambda: _disk_usage(root))
+    guests, sharing = _or(({}, ()), _guest_kernels)
     return Host(
         kernel=kernel,
         problem=problem,
@@ -399,13 +389,25 @@ def gather(root: str = "") -> Host:
         programs=programs,
         versions=versions,
         devices=_run([programs[qemu], "-machine", "none", "-device", "help"])[0] if qemu in programs else "",
-        guests=_guest_kernels(),
+        guests=guests,
+        sharing=sharing,
+        obstacle=_or(None, lambda: _kvm_obstacle(run or os.environ.get("NACRE_RUN") or "/run/nacre"))
+        if kernel.get("kvm") == "ok"
+        else None,
         root=root,
-        free=usage[0],
-        size=usage[1],
+        free=free,
+        size=size,
         subordinate=_has_subordinate_ids(),
         engines=_engines(),
     )
+
+
+def _or(otherwise: _T, look: Callable[[], _T]) -> _T:
+    """What `look` returns, or a default when it fails in whatever way."""
+    try:
+        return look()
+    except Exception:
+        return otherwise
 
 
 def _ask_kernel(mkfs: str) -> tuple[dict[str, Any], str]:
@@ -464,15 +466,33 @@ def _distribution() -> tuple[str, ...]:
     return tuple(words)
 
 
-def _guest_kernels() -> dict[str, str]:
-    found = {}
-    minimal = f"{os.environ.get('NACRE_CACHE') or '/var/cache/nacre'}/kernels/current/vmlinux"
-    if os.path.exists(minimal):
-        found["minimal"] = minimal
-    cloud = sorted(glob.glob("/boot/vmlinuz-*cloud*"), key=os.path.getmtime)
-    if cloud:
-        found["distribution"] = cloud[-1]
-    return found
+def _guest_kernels() -> tuple[dict[str, str], tuple[str, ...]]:
+    """The guest kernels that boot, by kind, and the kinds that can mount the host's directories."""
+    from nacre.isolation.microvm import kernels
+
+    found, sharing = {}, []
+    for path in kernels.candidates():
+        kind = "minimal" if path == kernels.minimal() else "distribution"
+        with contextlib.suppress(NacreError, OSError):
+            kernel = kernels.inspect(path)
+            if kind not in found:
+                found[kind] = path
+                sharing += [kind] if kernel.has_9p else []
+    return found, tuple(sharing)
+
+
+def _kvm_obstacle(run: str) -> str | None:
+    """Why a guest does not run on KVM, "" when one does; None when none can be tried."""
+    from nacre.isolation.microvm import accel, initramfs, kernels
+    from nacre.isolation.process import stem_path
+
+    obstacle = accel.kvm_obstacle()
+    if obstacle:
+        return obstacle
+    with contextlib.suppress(NacreError, OSError):
+        kernel = kernels.find()
+        return accel.choose(kernel, initramfs.build(stem_path(), kernel.modules), accel.Facts(run)).reason.removeprefix("kvm unusable: ")
+    return None
 
 
 def _disk_usage(root: str) -> tuple[int, int]:
