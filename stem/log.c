@@ -1,0 +1,106 @@
+/* Logs, exit records, OOM counters. A full disk loses log records, nothing else. */
+#include "stem.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#define LOG_HEAD 13 /* u64 time, u8 stream, u32 length */
+
+static int log_start(struct log *l)
+{
+	struct stat st;
+	l->fd = open(l->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0640);
+	if (l->fd < 0 || fstat(l->fd, &st) < 0)
+		return -errno;
+	l->size = (uint64_t)st.st_size;
+	return 0;
+}
+
+int log_open(struct log *l, struct span path, uint64_t limit, bool plain)
+{
+	*l = (struct log){ .fd = -1, .limit = limit, .plain = plain };
+	if (!path.size)
+		return 0;
+	l->path = span_dup(path);
+	return l->path ? log_start(l) : -ENOMEM;
+}
+
+static void log_rotate(struct log *l)
+{
+	autofree char *old = malloc(strlen(l->path) + 3);
+	if (!old)
+		return;
+	strcat(strcpy(old, l->path), ".1");
+	if (rename(l->path, old) < 0)
+		return;
+	close_fd(&l->fd);
+	log_start(l);
+}
+
+void log_write(struct log *l, uint8_t stream, const void *data, size_t n)
+{
+	uint8_t head[LOG_HEAD];
+	uint64_t now = clock_ns(CLOCK_REALTIME);
+	uint32_t length = (uint32_t)n;
+	if (!l->path)
+		return;
+	if (l->limit && l->size && l->size + LOG_HEAD + n > l->limit)
+		log_rotate(l);
+	if (l->fd < 0 && log_start(l) < 0)
+		return;
+	memcpy(head, &now, 8);
+	head[8] = stream;
+	memcpy(head + 9, &length, 4);
+	struct iovec v[2] = { { head, LOG_HEAD }, { (void *)data, n } };
+	ssize_t want = (ssize_t)n + (l->plain ? 0 : LOG_HEAD);
+	ssize_t done = l->plain ? write(l->fd, data, n) : writev(l->fd, v, 2);
+	if (done == want)
+		l->size += (uint64_t)done;
+	else if (done > 0 && ftruncate(l->fd, (off_t)l->size) < 0) /* half a record would make the rest unreadable */
+		close_fd(&l->fd);
+}
+
+void log_close(struct log *l)
+{
+	close_fd(&l->fd);
+	free(l->path);
+	l->path = NULL;
+}
+
+/* Old or new, never half: temporary name, sync, rename. */
+int exit_record(const char *path, uint32_t code, uint32_t signal, bool oom, uint64_t time_ns)
+{
+	char line[80];
+	int n = snprintf(line, sizeof line, "%u %u %d %llu\n", code, signal, oom, (unsigned long long)time_ns);
+	autofree char *temporary = malloc(strlen(path) + 5);
+	if (!temporary)
+		return -ENOMEM;
+	strcat(strcpy(temporary, path), ".tmp");
+	autoclose int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (fd < 0 || write(fd, line, (size_t)n) != n || fdatasync(fd) < 0 || rename(temporary, path) < 0) {
+		int error = errno;
+		if (fd >= 0)
+			unlink(temporary);
+		return -error;
+	}
+	return 0;
+}
+
+/* N of a line "oom_kill N" in a cgroup or vmstat file; -1 when there is none. */
+int64_t oom_count(const char *path)
+{
+	static char text[CHUNK];
+	int n = path ? file_read(path, text, sizeof text - 1) : -1;
+	if (n < 0)
+		return -1;
+	text[n] = 0;
+	for (char *line = text; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, "oom_kill ", 9))
+			return (int64_t)strtoull(line + 9, NULL, 10);
+	}
+	return -1;
+}
