@@ -379,7 +379,8 @@ def gather(root: str = "", run: str = "") -> Host:
         if name in programs
     }
     free, size = _or((0, 0), lambda: _disk_usage(root))
-    guests, sharing = _or(({}, ()), _guest_kernels)
+    no_guests: tuple[dict[str, str], tuple[str, ...]] = ({}, ())
+    guests, sharing = _or(no_guests, _guest_kernels)
     return Host(
         kernel=kernel,
         problem=problem,
