@@ -42,6 +42,7 @@ unit: build ## unit tests: no root, no network, seconds (PYTEST_ARGS=...)
 integration: ## integration tests at every level this host has; needs root (PYTEST_ARGS=...)
 	@$(NEED) run build python test
 	@$(MAKE) -s --no-print-directory -C stem
+	@$(BIN)/python scripts/test-images >/dev/null
 	@$(BIN)/pytest tests/integration $(PYTEST_ARGS)
 
 fuzz: ## fuzz the C program for FUZZ_SECONDS (60) with libFuzzer
