@@ -274,8 +274,10 @@ def test_bad_requests(manager: NetworkManager) -> None:
     for mac in ("02:00", "zz:00:00:00:00:00", "01:00:00:00:00:00", "02:00:00:00:00:0000"):
         with pytest.raises(InvalidArgument, match="MAC"):
             manager.attach("a" * 64, mac=mac)
-    with pytest.raises(InvalidArgument, match="container id"):
-        manager.detach("../x")
+    for wrong in ("../x", "", ".hidden", "a/b", "..", "-"):
+        with pytest.raises(InvalidArgument, match="container id"):
+            manager.detach(wrong)
+    manager.detach("abc-files.1")
     with pytest.raises(Unsupported, match="SCTP"):
         manager.attach("a" * 64, ports=(PortMapping(container_port=80, host_port=80, protocol="sctp"),))
     with pytest.raises(InvalidArgument, match="cannot assign requested address"):

@@ -373,7 +373,8 @@ def _cut_off(netlink: Netlink, interface: str) -> None:
 
 
 def _check(container_id: str, mac: str = "") -> None:
-    if not container_id.isalnum() or not container_id.isascii():
+    plain = container_id.translate({ord(character): None for character in "-_."})
+    if not plain.isalnum() or not plain.isascii() or container_id[0] == ".":
         raise InvalidArgument(f"{container_id!r} is not a container id")
     octets = mac.split(":") if mac else ["02"] * 6
     try:
