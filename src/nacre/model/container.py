@@ -103,6 +103,7 @@ class ContainerSpec(Value):
     devices: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     stop_signal: str = ""
     stop_timeout: int = 10

@@ -1,0 +1,5 @@
+"""`python -m nacre.cli`: the command line without its script."""
+
+from nacre.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,63 @@
+"""`nacre system df`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nacre.cli.commands.ps import FORMAT
+from nacre.cli.context import Context
+from nacre.cli.flags import Arguments, Command
+from nacre.cli.table import Field, show
+from nacre.cli.units import human_size
+from nacre.model.container import State
+
+
+class Kind(NamedTuple):
+    """One line: how many there are, how many of them are used, their bytes and what would become free."""
+
+    name: str
+    total: int
+    active: int
+    size: int
+    free: int
+
+
+_FIELDS = {
+    "Type": Field("TYPE", lambda kind: kind.name),
+    "TotalCount": Field("TOTAL", lambda kind: str(kind.total)),
+    "Active": Field("ACTIVE", lambda kind: str(kind.active)),
+    "Size": Field("SIZE", lambda kind: human_size(kind.size, 4)),
+    "Reclaimable": Field("RECLAIMABLE", lambda kind: f"{human_size(kind.free, 4)} ({kind.free * 100 // kind.size if kind.size else 0}%)"),
+}
+
+
+def run(ctx: Context, args: Arguments) -> int:
+    """`nacre system df`."""
+    show(ctx, [_images(ctx), _containers(ctx), _volumes(ctx)], _FIELDS, args.format, tuple(_FIELDS), kind="usage")
+    return 0
+
+
+def _images(ctx: Context) -> Kind:
+    found = ctx.engine.images.list()
+    used = {container.record.image_id for container in ctx.engine.containers.list(all=True)}
+    # Layers that images share are there once: counted once, and free only when no used image has them.
+    layers = {layer.diff_id: layer.size for image in found for layer in image.layers}
+    kept = {layer.diff_id for image in found if image.id in used for layer in image.layers}
+    whole = sum(image.size for image in found) if not any(layers.values()) else sum(layers.values())
+    free = sum(size for diff_id, size in layers.items() if diff_id not in kept)
+    return Kind("Images", len(found), sum(image.id in used for image in found), whole, free)
+
+
+def _containers(ctx: Context) -> Kind:
+    found = [(container.size()[0], container.state in (State.RUNNING, State.PAUSED)) for container in ctx.engine.containers.list(all=True)]
+    running = sum(active for _, active in found)
+    return Kind("Containers", len(found), running, sum(size for size, _ in found), sum(size for size, active in found if not active))
+
+
+def _volumes(ctx: Context) -> Kind:
+    found = [(ctx.engine.volumes.size(volume["Name"]), bool(volume["UsedBy"])) for volume in ctx.engine.volumes.list()]
+    used = sum(active for _, active in found)
+    return Kind("Local Volumes", len(found), used, sum(size for size, _ in found), sum(size for size, active in found if not active))
+
+
+COMMANDS = {"system df": Command(run, "", (FORMAT,), examples=(("system df", "How much disk space images, containers and volumes take"),))}

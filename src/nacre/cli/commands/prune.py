@@ -1,0 +1,105 @@
+"""`nacre container prune`, `image prune`, `volume prune`, `system prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nacre.cli.context import Context, confirm
+from nacre.cli.flags import Arguments, Command, Flag
+from nacre.cli.table import short_id
+from nacre.cli.units import human_size
+from nacre.errors import NacreError
+
+
+def containers(ctx: Context, args: Arguments) -> int:
+    """`nacre container prune`."""
+    return _asked(ctx, args, "This will remove all stopped containers.", lambda: prune_containers(ctx))
+
+
+def images(ctx: Context, args: Arguments) -> int:
+    """`nacre image prune`."""
+    what = "all images without at least one container associated to them" if args.all else "all dangling images"
+    return _asked(ctx, args, f"This will remove {what}.", lambda: prune_images(ctx, everything=args.all))
+
+
+def volumes(ctx: Context, args: Arguments) -> int:
+    """`nacre volume prune`."""
+    what = "all local volumes" if args.all else "anonymous local volumes"
+    return _asked(
+        ctx, args, f"This will remove {what} not used by at least one container.", lambda: prune_volumes(ctx, everything=args.all)
+    )
+
+
+def system(ctx: Context, args: Arguments) -> int:
+    """`nacre system prune`."""
+    images_too = "all images without at least one container associated to them" if args.all else "all dangling images"
+    parts = ["all stopped containers", *(["anonymous volumes not used by at least one container"] if args.volumes else []), images_too]
+    question = "\n".join(["This will remove:", *(f"  - {part}" for part in parts)])
+
+    def everything() -> None:
+        prune_containers(ctx)
+        if args.volumes:
+            prune_volumes(ctx, everything=False)
+        prune_images(ctx, everything=args.all)
+
+    return _asked(ctx, args, question, everything)
+
+
+def _asked(ctx: Context, args: Arguments, question: str, action: Callable[[], object]) -> int:
+    if not args.force and not confirm(f"WARNING! {question}"):
+        return 0
+    action()
+    return 0
+
+
+def prune_containers(ctx: Context) -> None:
+    """Removes every container that does not run, and names them."""
+    removed = ctx.engine.containers.prune()
+    if removed:
+        ctx.out("\n".join(["Deleted Containers:", *removed, ""]))
+
+
+def prune_volumes(ctx: Context, *, everything: bool) -> None:
+    """Removes unused volumes: the anonymous ones, or every one."""
+    removed = ctx.engine.volumes.prune(all=everything)
+    if removed:
+        ctx.out("\n".join(["Deleted Volumes:", *removed, ""]))
+
+
+def prune_images(ctx: Context, *, everything: bool) -> None:
+    """Removes images that no container uses: those without a name, or every one. What a container uses stays."""
+    used = {container.record.image_id for container in ctx.engine.containers.list(all=True)}
+    lines, freed = [], 0
+    for image in ctx.engine.images.list():
+        if image.id in used or (image.tags and not everything):
+            continue
+        try:
+            for name in image.tags or (short_id(image.id),):
+                lines += [f"{action}: {what}" for action, what in ctx.engine.images.remove(name)]
+            freed += image.size
+        except NacreError as error:
+            ctx.report(error)
+    if lines:
+        ctx.out("\n".join(["Deleted Images:", *lines, ""]))
+    ctx.out(f"Total reclaimed space: {human_size(freed, 4)}")
+
+
+_FORCE = Flag("force", "Do not ask", short="f")
+
+COMMANDS = {
+    "container prune": Command(containers, "", (_FORCE,)),
+    "image prune": Command(
+        images, "", (Flag("all", "All images that no container uses, not only those without a name", short="a"), _FORCE)
+    ),
+    "volume prune": Command(volumes, "", (Flag("all", "All unused volumes, not only anonymous ones", short="a"), _FORCE)),
+    "system prune": Command(
+        system,
+        "",
+        (
+            Flag("all", "All images that no container uses, not only those without a name", short="a"),
+            _FORCE,
+            Flag("volumes", "Anonymous volumes too"),
+        ),
+        examples=(("system prune -f", "Stopped containers and images without a name, without being asked"),),
+    ),
+}

@@ -1,0 +1,76 @@
+"""`nacre version` and `nacre info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nacre.cli.context import Context
+from nacre.cli.flags import Arguments, Command, Flag
+from nacre.version import VERSION
+
+
+def short_version() -> str:
+    """What `nacre --version` prints."""
+    return f"Nacre version {VERSION}"
+
+
+def version(ctx: Context, args: Arguments) -> int:
+    """`nacre version`."""
+    return _show(ctx, ctx.engine.version(), args.format)
+
+
+def info(ctx: Context, args: Arguments) -> int:
+    """`nacre info`."""
+    return _show(ctx, ctx.engine.info(), args.format)
+
+
+def _show(ctx: Context, answer: dict[str, Any], form: str) -> int:
+    if form == "json":
+        ctx.out(json.dumps(answer, ensure_ascii=False, separators=(",", ":")))
+    elif form:
+        from nacre.cli.commands.inspect import typed
+        from nacre.cli.template import Template
+
+        ctx.out(Template(form).render(typed(answer)))
+    else:
+        for line in lines(answer):
+            ctx.out(line)
+    return 0
+
+
+def lines(answer: dict[str, Any], indent: str = "") -> list[str]:
+    """Names and values, one per line, nested ones indented."""
+    made = []
+    for name, value in answer.items():
+        if isinstance(value, dict):
+            made += [f"{indent}{_words(name)}:", *lines(value, indent + "  ")]
+        else:
+            made.append(f"{indent}{_words(name)}: {_text(name, value)}")
+    return made
+
+
+def _words(name: str) -> str:
+    """``KernelVersion`` as "Kernel Version", ``NCPU`` as "CPUs"."""
+    known = {"NCPU": "CPUs", "MemTotal": "Total Memory", "Os": "OS", "Arch": "Architecture"}
+    if name in known:
+        return known[name]
+    return "".join(f" {char}" if index and char.isupper() and not name[index - 1].isupper() else char for index, char in enumerate(name))
+
+
+def _text(name: str, value: Any) -> str:
+    from nacre.cli.units import binary_size
+
+    if name == "MemTotal":
+        return binary_size(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+_FORMAT = Flag("format", "json, or a Go template", "string", short="f")
+
+COMMANDS = {
+    "version": Command(version, "", (_FORMAT,), examples=(("version --format '{{.Version}}'", "Only the number"),)),
+    "info": Command(info, "", (_FORMAT,), examples=(("info", "Directories, storage driver, control groups, numbers of objects"),)),
+}

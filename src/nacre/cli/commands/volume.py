@@ -1,0 +1,77 @@
+"""`nacre volume ls`, `create` and `rm`."""
+
+from __future__ import annotations
+
+import os
+
+from nacre.cli.commands.ps import FILTER, FORMAT
+from nacre.cli.context import Context
+from nacre.cli.filters import Filters
+from nacre.cli.flags import Arguments, Command, Flag, UsageError
+from nacre.cli.table import Field, show
+from nacre.errors import NotFound
+
+_FIELDS = {
+    "Name": Field("VOLUME NAME", lambda item: item["Name"]),
+    "Driver": Field("DRIVER", lambda item: item["Driver"]),
+    "Scope": Field("SCOPE", lambda item: item["Scope"]),
+    "Mountpoint": Field("MOUNTPOINT", lambda item: item["Mountpoint"]),
+    "Labels": Field("LABELS", lambda item: ""),
+    "Links": Field("LINKS", lambda item: str(len(item["UsedBy"]))),
+}
+
+
+def ls(ctx: Context, args: Arguments) -> int:
+    """`nacre volume ls`."""
+    filters = Filters(args.filter, ("dangling", "driver", "name"))
+    dangling = filters.flag("dangling")
+    found = filters.apply(
+        ctx.engine.volumes.list(),
+        {
+            "dangling": lambda item, _: (not item["UsedBy"]) == dangling,
+            "driver": lambda item, value: item["Driver"] == value,
+            "name": lambda item, value: value in item["Name"],
+        },
+    )
+    show(ctx, found, _FIELDS, args.format, ("Driver", "Name"), quiet="Name" if args.quiet else "", kind="volume")
+    return 0
+
+
+def create(ctx: Context, args: Arguments) -> int:
+    """`nacre volume create`."""
+    if args.driver not in ("", "local"):
+        raise UsageError(f"volume driver {args.driver!r} is not supported", hint="Only local is.")
+    name = args.rest[0] if args.rest else os.urandom(32).hex()
+    ctx.engine.volumes.create(name)
+    ctx.out(name)
+    return 0
+
+
+def remove(ctx: Context, args: Arguments) -> int:
+    """`nacre volume rm`."""
+
+    def one(name: str) -> str | None:
+        try:
+            ctx.engine.volumes.remove(name)
+        except NotFound:
+            if not args.force:
+                raise
+        return name
+
+    return ctx.each(args.rest, one)
+
+
+COMMANDS = {
+    "volume ls": Command(ls, "", (FILTER, FORMAT, Flag("quiet", "Show only names", short="q")), about="Filters: dangling, driver, name."),
+    "volume create": Command(
+        create,
+        "[VOLUME]",
+        (Flag("driver", "Volume driver (only local)", "string", short="d"),),
+        most=1,
+        unsupported=frozenset(("label", "opt")),
+        examples=(("volume create data", "A volume for: nacre run -v data:/data ..."),),
+    ),
+    "volume rm": Command(
+        remove, "VOLUME [VOLUME...]", (Flag("force", "A missing volume is no error", short="f"),), least=1, most=None, complete="volumes"
+    ),
+}

@@ -1,0 +1,280 @@
+"""The flags of run, create and explain, and the `ContainerSpec` that they make.
+
+Grammar of every value: Docker's `docker run` reference. What Docker knows and this version cannot do is refused by name, so that
+nobody believes that it took effect.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+from nacre.cli.flags import Arguments, Flag, UsageError
+from nacre.cli.mounts import parse_mount, parse_tmpfs, parse_volume
+from nacre.cli.ports import parse_publish
+from nacre.errors import InvalidArgument
+from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
+
+_LEVELS = ("default", "process", "vm")
+PULL_POLICIES = ("always", "missing", "never")
+
+ENV_FLAGS = (
+    Flag("env", "Set an environment variable; without =VALUE, take it from this environment", "list", short="e"),
+    Flag("env-file", "Read environment variables from a file", "list", value="file", complete="files"),
+)
+
+SPEC_FLAGS: tuple[Flag, ...] = (
+    *ENV_FLAGS,
+    Flag("add-host", "Add a line to /etc/hosts (name:address; host-gateway is this host)", "list", value="name:ip"),
+    Flag("attach", "Attach to stdin, stdout or stderr", "list", short="a"),
+    Flag("cap-add", "Give a Linux capability, or ALL", "list"),
+    Flag("cap-drop", "Take a Linux capability away, or ALL", "list"),
+    Flag("cidfile", "Write the container's id to a file", "string", value="file", complete="files"),
+    Flag("cpu-shares", "Weight of processor time against other containers (2-262144)", "int", short="c"),
+    Flag("cpus", "Number of processors, also fractions", "decimal"),
+    Flag("device", "Give a device of this host (source[:target[:rwm]])", "list", complete="files"),
+    Flag("dns", "Use this name server", "list", value="ip"),
+    Flag("dns-option", "Set an option of resolv.conf", "list", aliases=("dns-opt",)),
+    Flag("dns-search", "Search names in this domain", "list"),
+    Flag("entrypoint", 'Run this instead of the entry point of the image ("" = none)', "string"),
+    Flag("group-add", "Join one more group", "list"),
+    Flag("hostname", "Name of the host that the container sees", "string", short="h"),
+    Flag("interactive", "Keep standard input open", short="i"),
+    Flag(
+        "isolation", "Isolation level: process, or vm for an own kernel (default: NACRE_ISOLATION, else process)", "string", choices=_LEVELS
+    ),
+    Flag("kernel", "Guest kernel for level vm: a name or a path", "string", complete="files"),
+    Flag("label", "Attach a label", "list", short="l", value="key=value"),
+    Flag("label-file", "Read labels from a file", "list", value="file", complete="files"),
+    Flag("memory", "Memory limit, as 512m or 2g", "bytes", short="m"),
+    Flag("mount", "Mount something (type=bind|volume|tmpfs,source=...,target=...[,readonly])", "list"),
+    Flag("name", "Name of the container", "string"),
+    Flag("network", "Network: bridge, host, none or a name", "string", aliases=("net",), complete="networks"),
+    Flag("no-healthcheck", "Ignore the health check of the image (this version runs none)"),
+    Flag("oom-score-adj", "Who is killed first when memory runs out (-1000 to 1000)", "int"),
+    Flag("pids-limit", "Limit the number of processes (-1 = unlimited)", "int"),
+    Flag("platform", "Platform of the image (os/architecture[/variant])", "string"),
+    Flag("privileged", "Give all capabilities and devices"),
+    Flag("publish", "Publish a port ([address:][host port:]port[/udp], also ranges)", "list", short="p"),
+    Flag("publish-all", "Publish every exposed port on a free port of this host", short="P"),
+    Flag("pull", "Pull the image before creating the container", "string", choices=PULL_POLICIES, default="missing"),
+    Flag("quiet", "Do not show the progress of pulling", short="q"),
+    Flag("read-only", "Make the root file system read-only"),
+    Flag("rm", "Remove the container and its anonymous volumes when it ends"),
+    Flag("security-opt", "Security option (seccomp=..., no-new-privileges ...)", "list"),
+    Flag("shm-size", "Size of /dev/shm", "bytes"),
+    Flag("stop-signal", "Signal that asks the container to stop", "string"),
+    Flag("stop-timeout", "Seconds between that signal and KILL", "int"),
+    Flag("sysctl", "Set a kernel parameter of the container", "list", value="name=value"),
+    Flag("tmpfs", "Mount a tmpfs (path[:options])", "list"),
+    Flag("tty", "Give the container a terminal", short="t"),
+    Flag("ulimit", "Set a resource limit (name=soft[:hard])", "list"),
+    Flag("user", "User, and group, by name or number (user[:group])", "string", short="u"),
+    Flag("userns", "User namespace: host or private", "string", choices=("", "host", "private")),
+    Flag("volume", "Mount a volume or a directory of this host ([source:]target[:ro])", "list", short="v", complete="files"),
+    Flag("workdir", "Working directory inside the container", "string", short="w"),
+)
+
+# Docker's other flags, so that they are told from misspelt ones.
+_OTHERS = """
+annotation blkio-weight blkio-weight-device cgroup-parent cgroupns cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period
+cpu-rt-runtime cpuset-cpus cpuset-mems device-cgroup-rule device-read-bps device-read-iops device-write-bps device-write-iops
+domainname expose gpus health-cmd health-interval health-retries health-start-interval health-start-period health-timeout init
+io-maxbandwidth io-maxiops ip ip6 ipc kernel-memory link link-local-ip log-driver log-opt mac-address memory-reservation memory-swap
+memory-swappiness network-alias oom-kill-disable pid restart runtime storage-opt use-api-socket uts volume-driver volumes-from
+"""
+UNSUPPORTED = frozenset(_OTHERS.split())
+
+
+def container_spec(args: Arguments, image: str, command: list[str], *, detached: bool = False) -> ContainerSpec:
+    """The spec of one command line. Raises UsageError, InvalidArgument."""
+    if args.memory and args.memory < 0:
+        raise UsageError("--memory must not be negative")
+    default = ContainerSpec(image=image)
+    return default.replace(
+        name=args.name,
+        command=tuple(command),
+        entrypoint=_entrypoint(args),
+        env=environment(args.env, args.env_file),
+        working_dir=args.workdir,
+        user=args.user,
+        groups=tuple(args.group_add),
+        hostname=args.hostname,
+        labels=_labels(args.label, args.label_file),
+        tty=args.tty,
+        # A detached container keeps standard input open only when asked; an attached one when we feed it.
+        open_stdin=args.interactive or ("stdin" in _attach(args.attach) and not detached),
+        auto_remove=args.rm,
+        isolation=isolation_level(args.isolation),
+        kernel=args.kernel,
+        resources=Resources(
+            memory=args.memory, cpus=args.cpus, cpu_shares=args.cpu_shares, pids=max(0, args.pids_limit)
+        ),
+        network=_network(args.network) or default.network,
+        ports=tuple(port for text in args.publish for port in parse_publish(text)),
+        publish_all=args.publish_all,
+        mounts=_mounts(args),
+        read_only=args.read_only,
+        shm_size=args.shm_size if args.given("shm-size") else default.shm_size,
+        cap_add=tuple(args.cap_add),
+        cap_drop=tuple(args.cap_drop),
+        privileged=args.privileged,
+        security_opt=tuple(args.security_opt),
+        userns="private" if args.userns == "private" else "",
+        ulimits=tuple(parse_ulimit(text) for text in args.ulimit),
+        sysctls=dict(_pair(text, "sysctl") for text in args.sysctl),
+        devices=tuple(args.device),
+        dns=tuple(args.dns),
+        dns_search=tuple(args.dns_search),
+        dns_options=tuple(args.dns_option),
+        extra_hosts=tuple(_extra_host(text) for text in args.add_host),
+        stop_signal=args.stop_signal,
+        stop_timeout=args.stop_timeout if args.given("stop-timeout") else default.stop_timeout,
+        oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
+    )  # fmt: skip
+
+
+def attached_streams(args: Arguments) -> frozenset[str]:
+    """Which of stdin, stdout, stderr the command is attached to (Docker: all outputs, and the input with -i, unless -a says)."""
+    chosen = _attach(args.attach)
+    if chosen:
+        return chosen
+    return frozenset(("stdin", "stdout", "stderr") if args.interactive else ("stdout", "stderr"))
+
+
+def _attach(texts: list[str]) -> frozenset[str]:
+    for text in texts:
+        if text.lower() not in ("stdin", "stdout", "stderr"):
+            raise UsageError(f"invalid value {text!r} for --attach: valid streams are STDIN, STDOUT and STDERR")
+    return frozenset(text.lower() for text in texts)
+
+
+def isolation_level(text: str) -> Level:
+    """The level of --isolation, else of NACRE_ISOLATION, else process. Raises InvalidArgument."""
+    word = text or os.environ.get("NACRE_ISOLATION", "")
+    if word in ("", "default"):
+        return Level.PROCESS
+    try:
+        return Level(word)
+    except ValueError:
+        raise InvalidArgument(f"NACRE_ISOLATION: unknown isolation level {word!r}", hint="process or vm") from None
+
+
+def _entrypoint(args: Arguments) -> tuple[str, ...] | None:
+    if not args.given("entrypoint"):
+        return None
+    return (args.entrypoint,) if args.entrypoint else ()
+
+
+def environment(entries: list[str], files: list[str]) -> tuple[str, ...]:
+    """The variables of --env-file and --env, in this order. ``NAME`` alone: this process's value; not set here = not set there."""
+    found: list[str] = []
+    for path in files:
+        found += _env_file(path)
+    for entry in entries:
+        name, equals, _ = entry.partition("=")
+        if not name:
+            raise UsageError(f"invalid environment variable: {entry}")
+        found.append(entry if equals or name not in os.environ else f"{name}={os.environ[name]}")
+    return tuple(found)
+
+
+def _env_file(path: str) -> list[str]:
+    entries = []
+    for number, line in enumerate(_lines(path), 1):
+        text = line.lstrip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.partition("=")
+        if not name or any(char.isspace() for char in name):
+            raise InvalidArgument(f"{path}, line {number}: invalid variable name {name!r}")
+        if equals:
+            entries.append(f"{name}={value}")
+        elif name in os.environ:
+            entries.append(f"{name}={os.environ[name]}")
+    return entries
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except OSError as error:
+        raise InvalidArgument(f"open {path}: {error.strerror}") from error
+
+
+def _labels(texts: list[str], files: list[str]) -> dict[str, str]:
+    entries = [line.strip() for path in files for line in _lines(path) if line.strip() and not line.lstrip().startswith("#")]
+    labels = {}
+    for text in (*entries, *texts):
+        key, _, value = text.partition("=")
+        if not key:
+            raise UsageError(f"invalid label: {text!r}")
+        labels[key] = value
+    return labels
+
+
+def _network(text: str) -> str:
+    if "=" in text:
+        raise UsageError(f"--network {text}: options of a network are not supported", hint="Give only the network's name.")
+    if text.startswith("container:"):
+        raise UsageError("--network container:... is not supported by this version")
+    return "bridge" if text == "default" else text
+
+
+def _mounts(args: Arguments) -> tuple[MountSpec, ...]:
+    found = [
+        *(parse_volume(text) for text in args.volume),
+        *(parse_mount(text) for text in args.mount),
+        *(parse_tmpfs(text) for text in args.tmpfs),
+    ]
+    targets: set[str] = set()
+    for mount in found:
+        target = posixpath.normpath(mount.target)
+        if target in targets:
+            raise UsageError(f"Duplicate mount point: {target}")
+        targets.add(target)
+    return tuple(found)
+
+
+def parse_ulimit(text: str) -> Ulimit:
+    """``nofile=1024:2048``, ``core=-1``, ``nproc=unlimited``; one number is both limits. Raises UsageError."""
+    name, equals, limits = text.partition("=")
+    soft_text, colon, hard_text = limits.partition(":")
+    try:
+        soft, hard = _limit(soft_text), _limit(hard_text if colon else soft_text)
+    except ValueError:
+        soft, hard, equals = 0, 0, ""
+    if not equals or not name:
+        raise UsageError(f'invalid argument "{text}" for "--ulimit" flag: expected name=soft[:hard]')
+    if hard != -1 and (soft == -1 or soft > hard):
+        raise UsageError(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+    return Ulimit(name=name, soft=soft, hard=hard)
+
+
+def _limit(text: str) -> int:
+    number = -1 if text == "unlimited" else int(text)
+    if number < -1:
+        raise ValueError
+    return number
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f'invalid argument "{text}" for "--{flag}" flag: expected name=value')
+    return key, value
+
+
+def _extra_host(text: str) -> str:
+    # Docker takes name=address as well, which IPv6 addresses are easier to write in.
+    name, separator, address = text.partition("=") if "=" in text else text.partition(":")
+    if not separator or not name or not address:
+        raise UsageError(f'invalid argument "{text}" for "--add-host" flag: bad format for add-host: "{text}"')
+    return f"{name}:{address.removeprefix('[').removesuffix(']')}"
+
+
+def _bounded(number: int, low: int, high: int, flag: str) -> int:
+    if not low <= number <= high:
+        raise UsageError(f"--{flag} must be between {low} and {high}")
+    return number
