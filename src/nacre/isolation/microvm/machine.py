@@ -1,0 +1,334 @@
+"""The recipe of level `vm`: one micro virtual machine per sandbox.
+
+The relay (a stem on the host) runs the monitor as its confined child and shares the one channel into the guest, whose PID 1 is
+the same stem. Left in the sandbox's directory: vm.json (what was chosen), console.log, qmp.sock, the layers' partition tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+
+from nacre.errors import NacreError, SandboxError, SandboxGone, Unsupported
+from nacre.isolation.channel import Channel
+from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
+from nacre.isolation.microvm.monitor import Monitor
+from nacre.isolation.plan import Place, guest_cgroup_ops
+from nacre.isolation.process import launch, stem_path
+from nacre.linux import cgroups
+from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
+from nacre.linux.files import explained
+from nacre.model.container import BoundMount, Resources, Sandbox, Stats
+from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
+from nacre.model.value import Value
+from nacre.wire import stem as wire
+
+MIB = 1 << 20
+DEFAULT_MEMORY = 512
+# MiB that a guest takes besides the container's own memory, by the kind of its kernel (measured: docs/benchmarks.md).
+OVERHEAD = {"pvh": 64, "bzImage": 128}
+
+BOOT_SECONDS = 120.0
+RECORD = "vm.json"
+
+# In the guest. The stage is a directory of the initramfs.
+STAGE, SCRATCH = "/stage", "/run/nacre/etc"
+GROUP = "/sys/fs/cgroup/container"
+
+# What the monitor opens before it is confined (tun), and what hardware virtualisation needs.
+_DEVICES = (*DEFAULT_DEVICES, DeviceRule(kind="c", major=10, minor=200), DeviceRule(kind="c", major=10, minor=232))
+_NINE = "trans=virtio,version=9p2000.L,msize=262144,access=client,cache=mmap"
+_TAIL_LINES = 20
+
+
+class Record(Value):
+    """What was chosen for a running machine. confinement: of the monitor; memory in MiB."""
+
+    kernel: str
+    accelerator: str
+    reason: str
+    monitor: str
+    confinement: str
+    memory: int
+    cpus: int
+
+
+class MicroVm:
+    """The driver of level vm. State of a sandbox: its relay (lock in the directory), the monitor and its cgroups `nacre/<id>`."""
+
+    def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
+        """Boot an empty guest and greet its stem.
+
+        Raises Unsupported (network host, no 9p for bind mounts, layers that are no EROFS images), HostError (no kernel, no QEMU), and
+        SandboxError(stage="boot") with the last lines of the guest's console when it does not come up.
+        """
+        _check_network(sandbox)
+        binds = _binds(sandbox)
+        facts = accel.Facts(os.path.dirname(os.path.dirname(sandbox.directory)))
+        kernel = kernels.find(sandbox.spec.kernel)
+        if binds:
+            kernels.require_9p(kernel)
+        program, version = accel.find_qemu(facts)
+        files = _files(sandbox, kernel, binds)
+        accelerator = accel.choose(kernel, files.initramfs, facts)
+        machine = jail.inside(_machine(sandbox, kernel, program, accelerator.name, facts), files)
+        group = cgroups.create(sandbox.id, _monitor_limits(sandbox.spec.resources), rules=_DEVICES)
+        launch("relay", sandbox.directory, keep=keep, exit_command=exit_command)
+        channel = Channel(sandbox.directory, custody=custody)
+        try:
+            who = _run_monitor(channel, sandbox, machine, files, group.procs_paths())
+            _greet(channel, sandbox, machine)
+            record = Record(
+                kernel=kernel.version,
+                accelerator=accelerator.name,
+                reason=accelerator.reason,
+                monitor=f"QEMU {version}",
+                confinement=str(who),
+                memory=machine.memory,
+                cpus=machine.cpus,
+            )
+            _write(f"{sandbox.directory}/{RECORD}", json.dumps(record.to_data()).encode())
+        except BaseException:
+            with contextlib.suppress(NacreError):
+                channel.shutdown(force=True, timeout=5.0)
+            channel.close()
+            raise
+        return channel
+
+    def place(self, sandbox: Sandbox) -> Place:
+        """How the container plan looks in the guest."""
+        resources = sandbox.spec.resources
+        binds = _binds(sandbox)
+        setup = (op(Code.TIME, time.time_ns()), *guest_cgroup_ops(GROUP, resources.memory, resources.pids))
+        return Place(
+            stage=STAGE,
+            scratch=SCRATCH,
+            rootfs=(*disks.rootfs_ops(sandbox.rootfs), *_share_ops(binds)),
+            join=(f"{GROUP}/cgroup.procs",),
+            cgroup_setup=setup,
+            cgroup=(("cgroup2", "cgroup2", "", ""),),
+            binds={mount.target: _bind_ops(number, mount) for number, mount in enumerate(binds)},
+            oom="/proc/vmstat",
+            devtmpfs=True,
+        )
+
+    def stats(self, sandbox: Sandbox) -> Stats:
+        """CPU time and I/O of the monitor; memory as the host gives it to the machine; processes as the guest counts them."""
+        sample = cgroups.find(sandbox.id).stats()
+        record = _read_record(sandbox.directory)
+        limit = record.memory * MIB if record else 0
+        return sample.replace(time=time.time(), memory_limit=limit, pids=self._guest_pids(sandbox))
+
+    def _guest_pids(self, sandbox: Sandbox) -> int:
+        if self.paused(sandbox):
+            return 0
+        channel = Channel(sandbox.directory)
+        try:
+            return int(channel.read_file(f"{GROUP}/pids.current"))
+        except (SandboxError, ValueError):
+            return 0
+        finally:
+            channel.close()
+
+    def pause(self, sandbox: Sandbox) -> None:
+        """Stop the virtual processors."""
+        with Monitor(sandbox.directory) as monitor:
+            monitor.execute("stop")
+
+    def resume(self, sandbox: Sandbox) -> None:
+        """Let them go on."""
+        with Monitor(sandbox.directory) as monitor:
+            monitor.execute("cont")
+
+    def paused(self, sandbox: Sandbox) -> bool:
+        """Whether they are stopped."""
+        with Monitor(sandbox.directory) as monitor:
+            status = monitor.execute("query-status")
+        return isinstance(status, dict) and status.get("status") == "paused"
+
+    def describe(self, sandbox: Sandbox) -> dict[str, object]:
+        """What `inspect` tells: kernel, monitor, accelerator, and what stands between the guest and the host."""
+        record = _read_record(sandbox.directory)
+        if not record:
+            return {}
+        return {
+            "Kernel": record.kernel,
+            "Monitor": record.monitor,
+            "Accelerator": record.accelerator,
+            "AcceleratorReason": record.reason,
+            "Memory": record.memory * MIB,
+            "Cpus": record.cpus,
+            "Assurance": _assurance(record),
+        }
+
+    def clean(self, identifier: str) -> None:
+        """Kill what is left of the monitor and remove its cgroups. Idempotent."""
+        group = cgroups.find(identifier)
+        group.kill()
+        group.remove()
+
+
+def _assurance(record: Record) -> str:
+    behind = f"the monitor runs confined, as {record.confinement}"
+    if record.accelerator == "kvm":
+        return f"own kernel on hardware virtualisation (KVM); {behind}"
+    return f"own kernel on a machine emulated in software (TCG, which QEMU does not support as a security boundary); {behind}"
+
+
+# -- before the boot -----------------------------------------------------------------------------------------------------
+
+
+def _check_network(sandbox: Sandbox) -> None:
+    if not sandbox.endpoint.netns:
+        raise Unsupported("a virtual machine cannot share the network of the host", hint="use --network bridge with -p, or --network none")
+
+
+def _binds(sandbox: Sandbox) -> tuple[BoundMount, ...]:
+    """The mounts that come from the host; a tmpfs is the guest's own."""
+    return tuple(mount for mount in sandbox.mounts if mount.kind != "tmpfs")
+
+
+def _files(sandbox: Sandbox, kernel: kernels.GuestKernel, binds: tuple[BoundMount, ...]) -> jail.Files:
+    """Everything the monitor opens, made ready on the host."""
+    images = disks.layer_paths(sandbox.rootfs)
+    disk = disks.layer_disk(disks.layer_sizes(images))
+    tables = [f"{sandbox.directory}/layers.{name}" for name in ("vmdk", "head", "tail")]
+    for path, data in zip(tables, (disks.descriptor(disk, jail.layer_names(len(images))), disk.head, disk.tail), strict=True):
+        _write(path, data)
+    return jail.Files(
+        kernel=kernels.readable(kernel),
+        initramfs=initramfs.build(stem_path(), (*kernel.modules, *(kernel.nine if binds else ()))),
+        layers=(tables[0], tables[1], *images, tables[2]),
+        disk=sandbox.rootfs.disk,
+        binds=binds,
+    )
+
+
+def _write(path: str, data: bytes) -> None:
+    # Not atomic: the directory belongs to this start alone, under its lock.
+    with explained(f"write {path}"), open(path, "wb") as file:
+        file.write(data)
+        os.fchmod(file.fileno(), 0o644)
+
+
+def guest_memory(resources: Resources, kernel: kernels.GuestKernel) -> int:
+    """MiB of the machine: the container's limit and what its kernel needs besides, or 512."""
+    if not resources.memory:
+        return DEFAULT_MEMORY
+    return OVERHEAD[kernel.kind] + -(-resources.memory // MIB)
+
+
+def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accelerator: str, facts: accel.Facts) -> qemu.Machine:
+    resources, endpoint = sandbox.spec.resources, sandbox.endpoint
+    cpus = min(max(1, math.ceil(resources.cpus)), qemu.CPUS_MAX)
+    return qemu.Machine(
+        program=program,
+        accelerator=accelerator,
+        kernel=kernel.path,
+        transport=kernel.transport,
+        initramfs="",
+        append=qemu.append(accelerator, accel.tsc_khz(facts) if accelerator == "tcg" else 0, cpus),
+        memory=guest_memory(resources, kernel),
+        cpus=cpus,
+        mac=endpoint.mac if endpoint.interface else "",
+        mtu=endpoint.mtu,
+    )
+
+
+def _monitor_limits(resources: Resources) -> Resources:
+    """What the host's cgroup holds the monitor to. Memory and processes are the guest's to limit: it has no more than it was given."""
+    return Resources(cpus=resources.cpus, cpu_shares=resources.cpu_shares)
+
+
+# -- the boot ------------------------------------------------------------------------------------------------------------
+
+
+def _run_monitor(channel: Channel, sandbox: Sandbox, machine: qemu.Machine, files: jail.Files, join: Sequence[str]) -> jail.Confinement:
+    """Start the monitor as tightly confined as its binds allow."""
+    who = jail.confinement(files.binds)
+    try:
+        channel.spawn(jail.spawn(sandbox, machine, files, join, who))
+    except SandboxError as error:
+        # Tmpfs before Linux 6.3, and file servers, cannot be id-mapped.
+        if who is not jail.Confinement.NAMESPACE or ": idmap " not in (error.details or ""):
+            raise
+        who = jail.Confinement.ROOT
+        channel.spawn(jail.spawn(sandbox, machine, files, join, who))
+    return who
+
+
+def _greet(channel: Channel, sandbox: Sandbox, machine: qemu.Machine) -> None:
+    """Wait for the guest's stem."""
+    try:
+        channel.hello(timeout=BOOT_SECONDS)
+    except TimeoutError:
+        raise boot_error(sandbox.directory, f"the guest did not answer within {BOOT_SECONDS:g} s", machine.memory) from None
+    except wire.Refused as refused:
+        raise boot_error(sandbox.directory, refused.text, machine.memory) from refused
+    except SandboxGone as gone:
+        raise boot_error(sandbox.directory, gone.message, machine.memory) from gone
+
+
+def boot_error(directory: str, seen: str, memory: int) -> SandboxError:
+    """The error of a guest that did not come up: the cause as its console tells it, else what was seen from outside."""
+    lines = _console(directory)
+    text = "\n".join(lines)
+    hint = "see details with --debug"
+    if found := re.search(r"Kernel panic - not syncing: (.*)", text):
+        cause = f"the guest kernel panicked: {found[1].strip()}"
+        if "out of memory" in text.lower() or "no working init" in cause.lower():
+            hint = f"the machine has {memory} MiB; give it more with --memory"
+    elif found := re.search(r"qemu-system-\w+: (?!terminating on signal)(.*)", text):
+        cause = f"the monitor failed: {found[1].strip()}"
+        if "allocate memory" in cause:
+            hint = f"the host has no {memory} MiB left for the machine; use a smaller --memory"
+        elif "KVM" in cause:
+            hint = "NACRE_ACCEL=tcg does without KVM"
+    elif not lines:
+        cause = f"{seen}; its console is empty"
+        hint = f"the machine has {memory} MiB: too little, or the kernel does not fit this machine type"
+    else:
+        cause = f"{seen}; its last words: {lines[-1]}"
+    return SandboxError(f"the virtual machine did not start: {cause}", stage="boot", hint=hint, details=text)
+
+
+def _console(directory: str) -> list[str]:
+    """The last lines of the console, printable characters only."""
+    try:
+        with open(f"{directory}/{jail.CONSOLE}", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    lines = ("".join(letter for letter in line if letter.isprintable()).strip() for line in text.splitlines())
+    return [line for line in lines if line][-_TAIL_LINES:]
+
+
+def _read_record(directory: str) -> Record | None:
+    try:
+        with open(f"{directory}/{RECORD}", encoding="utf-8") as file:
+            return Record.from_data(json.load(file))
+    except (OSError, ValueError):
+        return None
+
+
+# -- in the guest --------------------------------------------------------------------------------------------------------
+
+
+def _share_ops(binds: Sequence[BoundMount]) -> tuple[Op, ...]:
+    """Mount the share with all binds at `binds` below the working directory."""
+    if not binds:
+        return ()
+    return op(Code.MKDIR, "binds", 0o755), op(Code.MOUNT, qemu.BINDS_TAG, "binds", "9p", 0, _NINE)
+
+
+def _bind_ops(number: int, mount: BoundMount) -> tuple[Op, ...]:
+    """Bind one of them into the container."""
+    target = f"%{mount.target}"
+    made = op(Code.MKDIR, target, 0o755) if mount.is_dir else op(Code.TOUCH, target, 0o644)
+    return made, op(Code.BIND, f"{STAGE}/binds/{number}", target, MS_BIND | MS_REC | (MS_RDONLY if mount.read_only else 0))
