@@ -99,10 +99,18 @@ static int daemon_main(int listener)
 	return 0;
 }
 
+/* openat2 is from Linux 5.6, close_range from 5.9, mount_setattr from 5.12: the last one stands for all. */
+static bool kernel_fits(void)
+{
+	return syscall(SYS_mount_setattr, -1, "", 0u, NULL, (size_t)0) == 0 || errno != ENOSYS;
+}
+
 /* Returns in the first process once the daemon is reachable. */
 static int start_daemon(const char *dir, char **command)
 {
 	box.command = command;
+	if (!kernel_fits())
+		return die("this kernel is too old, Linux 5.12 is needed: mount_setattr", ENOSYS);
 	if (chdir(dir) < 0)
 		return die(dir, errno);
 	int listener = listen_here();

@@ -110,7 +110,7 @@ static int op_write(struct child *c, struct op *op)
 static int op_open(struct child *c, struct op *op)
 {
 	int flags = (int)op->args[1].i;
-	int fd = path_open(c, op->args[0].s, flags & ~O_CLOEXEC, flags & O_CREAT ? 0600 : 0);
+	int fd = path_open(c, op->args[0].s, flags, flags & (O_CREAT | O_TMPFILE) ? 0600 : 0);
 	return fd < 0 ? fd : place_fd(c, fd, op->args[2].i);
 }
 
@@ -138,10 +138,38 @@ static int op_chdir(struct child *c, struct op *op)
 
 /* ---- namespaces and processes ---- */
 
+/* A new mount namespace is a copy, and only the working directory moves into it: the descriptor of ROOT would stay behind in
+ * the old one, where nothing can be mounted from here. So it travels as the working directory. */
+static int stow_root(struct child *c, uint64_t flags, char cwd[4096])
+{
+	if (!(flags & CLONE_NEWNS) || c->root < 0)
+		return 0;
+	return getcwd(cwd, 4096) && fchdir(c->root) == 0 ? 1 : -errno;
+}
+
+static int unstow_root(struct child *c, int stowed, const char *cwd)
+{
+	if (!stowed)
+		return 0;
+	int rc = keep_root(c, result(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)));
+	return rc < 0 ? rc : result(chdir(cwd));
+}
+
 static int op_unshare(struct child *c, struct op *op)
 {
-	(void)c;
-	return result(unshare((int)op->args[0].i));
+	char cwd[4096];
+	int stowed = stow_root(c, op->args[0].i, cwd);
+	if (stowed < 0 || unshare((int)op->args[0].i) < 0)
+		return stowed < 0 ? stowed : -errno;
+	return unstow_root(c, stowed, cwd);
+}
+
+/* Inside a user namespace just entered. */
+static int become_root(void)
+{
+	if (setgroups(0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0)
+		return -errno;
+	return 0;
 }
 
 static int op_setns(struct child *c, struct op *op)
@@ -159,7 +187,9 @@ static int op_join(struct child *c, struct op *op)
 	if (!p || p->pidfd < 0)
 		return -ESRCH;
 	c->inside |= (op->args[1].i & CLONE_NEWNS) != 0;
-	return result(setns(p->pidfd, (int)op->args[1].i));
+	if (setns(p->pidfd, (int)op->args[1].i) < 0)
+		return -errno;
+	return op->args[1].i & CLONE_NEWUSER ? become_root() : 0;
 }
 
 /* Stem may have died before the signal was armed: then its end of the status socket is closed. */
@@ -175,6 +205,10 @@ static int arm_death(const struct child *c)
 
 static int op_clone(struct child *c, struct op *op)
 {
+	char cwd[4096];
+	int stowed = stow_root(c, op->args[0].i, cwd);
+	if (stowed < 0)
+		return stowed;
 	status_send(c, STATUS_CLONING, NULL, -1);
 	pid_t pid = clone_process(op->args[0].i | CLONE_PARENT, NULL);
 	if (pid < 0)
@@ -183,7 +217,8 @@ static int op_clone(struct child *c, struct op *op)
 		_exit(0);
 	status_send(c, STATUS_CLONED, NULL, -1); /* stem learns the pid from the kernel's sender credentials */
 	setsid();
-	return arm_death(c); /* not inherited */
+	int rc = unstow_root(c, stowed, cwd);
+	return rc < 0 ? rc : arm_death(c); /* which is not inherited */
 }
 
 static int op_enter(struct child *c, struct op *op)
@@ -191,10 +226,7 @@ static int op_enter(struct child *c, struct op *op)
 	(void)op;
 	if (c->userns < 0)
 		return -EBADF;
-	if (setns(c->userns, CLONE_NEWUSER) < 0 || setgroups(0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 ||
-	    syscall(SYS_setresuid, 0, 0, 0) < 0)
-		return -errno;
-	return 0;
+	return setns(c->userns, CLONE_NEWUSER) < 0 ? -errno : become_root();
 }
 
 static int op_death(struct child *c, struct op *op)
