@@ -142,6 +142,19 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def sync_filesystem(path: str) -> None:
+    """Make everything that was written to the file system of `path` durable (syncfs(2))."""
+    import ctypes
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+    finally:
+        os.close(fd)
+
+
 def sparse_copy(source: str, destination: str, *, mode: int = 0o600) -> None:
     """Copy a regular file to a new one, sharing blocks where the file system can and keeping holes otherwise.
 

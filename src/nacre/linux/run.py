@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from nacre.errors import HostError
+from nacre.errors import HostError, NoSpace
 
 _DIRECTORIES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CHUNK = 1 << 16
@@ -102,13 +102,16 @@ def run(argv: Sequence[str], *, stdin: bytes | int | None = None, env: Mapping[s
 
 
 def check(argv: Sequence[str], *, stdin: bytes | int | None = None, env: Mapping[str, str] | None = None, hint: str = "") -> bytes:
-    """`run`, returning the standard output; raises HostError with the command line and its words when it fails."""
+    """`run`, returning the standard output; raises HostError (NoSpace) with the command line and its words when it fails."""
     result = run(argv, stdin=stdin, env=env)
     if result.code == 0:
         return result.stdout
     said = result.stderr.decode(errors="replace").strip() or result.stdout.decode(errors="replace").strip()
     last = said.splitlines()[-1] if said else "it said nothing"
-    raise HostError(f"{os.path.basename(argv[0])} {_ending(result.code)}: {last}", hint=hint, details=f"{describe(argv)}\n{said}")
+    details = f"{describe(argv)}\n{said}"
+    if "No space left on device" in said:
+        raise NoSpace(f"{os.path.basename(argv[0])} failed: the disk is full", hint="free some space and try again", details=details)
+    raise HostError(f"{os.path.basename(argv[0])} {_ending(result.code)}: {last}", hint=hint, details=details)
 
 
 def missing_program(name: str) -> HostError:

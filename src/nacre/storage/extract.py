@@ -29,9 +29,13 @@ _CAPABILITY = "security.capability"
 
 
 class Unpacked(NamedTuple):
-    """What was unpacked. size: bytes of all files, holes included; root: (mode, uid, gid) of the root directory if the archive says."""
+    """What was unpacked.
+
+    size: bytes of all files, holes included; data: bytes written; root: (mode, uid, gid) of the root directory if the archive says.
+    """
 
     size: int
+    data: int
     entries: int
     root: tuple[int, int, int] | None
 
@@ -69,6 +73,7 @@ class _Extraction:
         self._directories: dict[bytes, int] = {}
         self._retired: list[int] = []
         self._finish: dict[int, _Directory] = {}
+        self._written = 0
         self._explicit_root: tuple[int, int, int] | None = None
         self._makers = {
             "directory": self._make_directory,
@@ -98,7 +103,7 @@ class _Extraction:
         remove_tree(_LINK_DIRECTORY, directory=self._root)
         for directory in sorted(self._finish.items(), key=_deepest_first, reverse=True):
             self._complete(*directory)
-        return Unpacked(reader.size, reader.entries, self._explicit_root)
+        return Unpacked(reader.size, self._written, reader.entries, self._explicit_root)
 
     def _prepare_root(self) -> None:
         """Nothing of the surroundings is inherited: no set-group-id directory, no default ACL."""
@@ -142,8 +147,9 @@ class _Extraction:
             if size:
                 if size < HOLE and not reader.sparse:
                     write_all(fd, reader.take())
+                    self._written += size
                 else:
-                    _write_pieces(fd, reader, size)
+                    self._written += _write_pieces(fd, reader, size)
             self._set_attributes(fd, entry)
         finally:
             os.close(fd)
@@ -357,16 +363,18 @@ class _Extraction:
                 raise
 
 
-def _write_pieces(fd: int, reader: Reader, size: int) -> None:
-    """Write a large or sparse file, leaving holes."""
-    position = 0
+def _write_pieces(fd: int, reader: Reader, size: int) -> int:
+    """Write a large or sparse file, leaving holes; returns the bytes written."""
+    position = written = 0
     for offset, data in reader.pieces():
         if offset != position:
             os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data)
         position = offset + len(data)
+        written += len(data)
     if position != size:
         os.ftruncate(fd, size)
+    return written
 
 
 def _deepest_first(item: tuple[int, _Directory]) -> bytes:

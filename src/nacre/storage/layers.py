@@ -1,0 +1,285 @@
+"""The layers of all images, unpacked once and shared by every container and virtual machine.
+
+::
+
+    <root>/layers/<64 hex digits>/       named by the digest of the uncompressed archive
+        layer.erofs                      the layer as an EROFS image, and/or
+        fs/                              as a directory
+        layer.json                       {"size": bytes of its files, "root": [mode, uid, gid] of its root directory or null}
+    <root>/layers/.tmp-*                 under construction or on the way out; locked by the process at work
+
+A layer appears complete, by a rename, or not at all. Temporary directories whose process is gone are swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from nacre.errors import InvalidArgument, NotFound
+from nacre.linux.files import disk_usage, explained, locked, remove_tree, sync_directory
+from nacre.model.container import LayerMount
+
+if TYPE_CHECKING:
+    from nacre.storage.probe import Choice
+    from nacre.storage.tar import Limits, Stream
+
+IMAGE = "layer.erofs"
+TREE = "fs"
+_RECORD = "layer.json"
+_TEMPORARY = ".tmp-"
+_LOCK = ".lock-"
+_LIMIT_VARIABLE = "NACRE_LAYER_LIMIT"
+# From this many bytes of holes on, an image that shares its zeros is worth the slower way of making it.
+_WORTHWHILE = 16 << 20
+
+
+class LayerStore:
+    """Unpacked layers below `root`. Safe for several threads and processes.
+
+    driver: erofs, directory or copy; None = the best this host can do (see `nacre.storage.probe`). run: directory for what is
+    known until the next boot. compression: an algorithm of mkfs.erofs (lz4hc ...) for new images, "" = none.
+    """
+
+    def __init__(self, root: str, driver: str | None = None, *, run: str = "", limits: Limits | None = None, compression: str = "") -> None:
+        self._root = os.path.abspath(root)
+        self._run = os.path.abspath(run or f"{root}/run")
+        self._wanted = driver
+        self._limits = limits
+        self._compression = compression
+        self._choice: Choice | None = None
+        self.path = f"{self._root}/layers"
+
+    @property
+    def choice(self) -> Choice:
+        """The driver in use and why it is not a better one. Raises InvalidArgument, HostError."""
+        if self._choice is None:
+            from nacre.storage.probe import choose
+
+            with explained(f"use the storage directory {self._root}"):
+                self._choice = choose(self._root, self._run, self._wanted)
+        return self._choice
+
+    @property
+    def driver(self) -> str:
+        """Name of the driver in use: erofs, directory or copy."""
+        return self.choice.driver
+
+    def has(self, diff_id: str) -> bool:
+        """Whether the layer is there, complete, in a form that the driver can use."""
+        return bool(self._format(self._directory(diff_id)))
+
+    def get(self, diff_id: str) -> LayerMount:
+        """Where the layer is. Raises NotFound."""
+        directory = self._directory(diff_id)
+        found = self._format(directory)
+        if not found:
+            raise NotFound(f"layer {diff_id} is not on this host", hint="pull the image again")
+        return LayerMount(diff_id=diff_id, path=f"{directory}/{IMAGE if found == 'erofs' else TREE}", format=found)
+
+    def size(self, diff_id: str) -> int:
+        """Bytes of the layer's files, as a listing shows them. Raises NotFound."""
+        return int(self._record(diff_id)["size"])
+
+    def root_attributes(self, diff_ids: Collection[str]) -> tuple[int, int, int]:
+        """(mode, uid, gid) of the root directory that these layers (base first) make together: what the topmost that says so says."""
+        for diff_id in reversed(tuple(diff_ids)):
+            if found := self._record(diff_id)["root"]:
+                mode, uid, gid = found
+                return mode, uid, gid
+        return 0o755, 0, 0
+
+    def unpack(self, diff_id: str, stream: Stream, /) -> int:
+        """Make a layer from its uncompressed archive; returns the bytes of its files.
+
+        The stream is read to its end, and the layer kept only if it ends without raising. When the layer is already there,
+        or somebody else is making it (then this waits), the stream is not touched.
+        Raises BadContent for a hostile or broken archive, NoSpace, HostError, and what the stream raises; nothing is left then.
+        """
+        directory = self._directory(diff_id)
+        with self._making(diff_id, "unpack"):
+            if not self.has(diff_id):
+                with self._temporary() as path:
+                    self._build(diff_id, stream, path)
+                    self._publish(path, directory)
+        return self.size(diff_id)
+
+    def image(self, diff_id: str) -> LayerMount:
+        """The layer as an EROFS image, made from its directory when there is none yet. Raises NotFound, NoSpace, HostError."""
+        image, tree = (f"{self._directory(diff_id)}/{name}" for name in (IMAGE, TREE))
+        if not os.path.exists(image):
+            with self._making(diff_id, "convert"):
+                size = self.size(diff_id)
+                if not os.path.exists(image):
+                    with self._temporary() as path:
+                        self._make_image(diff_id, tree, f"{path}/{IMAGE}", sparse=size - disk_usage(tree) >= _WORTHWHILE)
+                        os.rename(f"{path}/{IMAGE}", image)
+        return LayerMount(diff_id=diff_id, path=image, format="erofs")
+
+    def list(self) -> list[str]:
+        """The digests of all layers, in no order."""
+        return [f"sha256:{name}" for name in self._names() if not name.startswith(".")]
+
+    def remove(self, diff_id: str) -> None:
+        """Forget a layer and free its space; fine when it is not there. It must not be in use. Raises HostError."""
+        with self._making(diff_id, "remove"):
+            self._discard(self._directory(diff_id))
+
+    def prune(self, wanted: Collection[str]) -> int:
+        """Remove every layer that is not wanted, and what dead processes left; returns how many layers went. Raises HostError."""
+        unwanted = [diff_id for diff_id in self.list() if diff_id not in wanted]
+        for diff_id in unwanted:
+            self.remove(diff_id)
+        self.sweep()
+        return len(unwanted)
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed at work. Never touches what a living one works on."""
+        for name in self._names():
+            if name.startswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    self._sweep_one(f"{self.path}/{name}")
+            elif name.startswith(_LOCK):
+                with contextlib.suppress(OSError), locked(f"{self.path}/{name}", wait=False):
+                    pass
+
+    # -- where
+
+    def _directory(self, diff_id: str) -> str:
+        algorithm, _, digits = diff_id.partition(":")
+        if algorithm != "sha256" or len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+            raise InvalidArgument(f"{diff_id!r} is no digest of a layer")
+        return f"{self.path}/{digits}"
+
+    def _format(self, directory: str) -> str:
+        """In which form a layer is usable: "erofs", "directory" or "" for not at all."""
+        if self.driver == "erofs" and os.path.exists(f"{directory}/{IMAGE}"):
+            return "erofs"
+        return "directory" if os.path.exists(f"{directory}/{TREE}") else ""
+
+    def _names(self) -> Iterator[str]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as scan:
+            yield from [entry.name for entry in scan]
+
+    def _record(self, diff_id: str) -> dict[str, Any]:
+        import json
+
+        try:
+            with open(f"{self._directory(diff_id)}/{_RECORD}", encoding="ascii") as file:
+                record: dict[str, Any] = json.load(file)
+                return record
+        except FileNotFoundError:
+            raise NotFound(f"layer {diff_id} is not on this host", hint="pull the image again") from None
+
+    # -- making
+
+    @contextlib.contextmanager
+    def _making(self, diff_id: str, verb: str) -> Iterator[None]:
+        """One process at a time makes or removes a layer; failures of the disk are put into words."""
+        action = f"{verb} layer {diff_id.partition(':')[2][:12]}"
+        with explained(action):
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            with locked(f"{self.path}/{_LOCK}{diff_id.partition(':')[2]}"):
+                yield
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[str]:
+        """A directory of our own, locked as long as we live, gone afterwards unless it was renamed."""
+        path, fd = self._make_temporary()
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                remove_tree(path)
+            os.close(fd)
+
+    def _make_temporary(self) -> tuple[str, int]:
+        while True:
+            path = f"{self.path}/{_TEMPORARY}{os.urandom(8).hex()}"
+            os.mkdir(path, 0o700)
+            # A sweeper may come between: then the directory is gone, and we take another.
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    if os.path.samestat(os.fstat(fd), os.stat(path)):
+                        return path, fd
+                except FileNotFoundError:
+                    pass
+                except BaseException:
+                    os.close(fd)
+                    raise
+                os.close(fd)
+
+    def _sweep_one(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+        finally:
+            os.close(fd)
+
+    def _build(self, diff_id: str, stream: Stream, path: str) -> None:
+        import json
+
+        from nacre.storage.extract import extract
+
+        tree = f"{path}/{TREE}"
+        os.mkdir(tree, 0o700)
+        fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            unpacked = extract(stream, fd, limits=self._limits or _default_limits())
+        finally:
+            os.close(fd)
+        if self.driver == "erofs":
+            self._make_image(diff_id, tree, f"{path}/{IMAGE}", sparse=unpacked.size - unpacked.data >= _WORTHWHILE)
+            remove_tree(tree)
+        with open(f"{path}/{_RECORD}", "w", encoding="ascii") as file:
+            json.dump({"size": unpacked.size, "root": unpacked.root}, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _make_image(self, diff_id: str, tree: str, image: str, *, sparse: bool) -> None:
+        from nacre.linux.run import check
+
+        digits = diff_id.partition(":")[2]
+        uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:32]))
+        argv = ["mkfs.erofs", "--quiet", "--preserve-mtime", "-U", uuid]
+        if sparse:
+            argv.append("--chunksize=1048576")
+        elif self._compression:
+            argv.append(f"-z{self._compression}")
+        check([*argv, image, tree], hint="--storage-driver directory does without it")
+        # Readable by a monitor that is not root, once it is shown the file; the directory above is root's alone.
+        os.chmod(image, 0o444)
+
+    def _publish(self, path: str, directory: str) -> None:
+        if not os.path.exists(f"{path}/{IMAGE}"):
+            from nacre.linux.files import sync_filesystem
+
+            sync_filesystem(path)
+        self._discard(directory)  # in a form that is of no use here
+        os.rename(path, directory)
+        sync_directory(self.path)
+
+    def _discard(self, directory: str) -> None:
+        """Take a layer out of sight at once, then delete it."""
+        with self._temporary() as path:
+            try:
+                os.rename(directory, f"{path}/old")
+            except FileNotFoundError:
+                return
+
+
+def _default_limits() -> Limits:
+    from nacre.storage.tar import Limits
+
+    text = os.environ.get(_LIMIT_VARIABLE, "")
+    if not text:
+        return Limits()
+    if not text.isdigit():
+        raise InvalidArgument(f"{_LIMIT_VARIABLE} is {text!r}, not a number of bytes")
+    return Limits(bytes=int(text))
