@@ -141,8 +141,16 @@ static int do_die(int argc, char **argv)
     int which = argc > 1 ? (int)number(argv[1]) : SIGKILL;
     signal(which, SIG_DFL);
     kill(getpid(), which);
-    pause_ms(100); /* PID 1 of a namespace does not receive signals that it has no handler for */
+    pause_ms(100); /* PID 1 of a namespace ignores what it has no handler for: see crash */
     return 99;
+}
+
+static int do_crash(int argc, char **argv)
+{
+    /* A fault kills even PID 1 of a namespace, which ignores signals that it is merely sent. */
+    (void)argc, (void)argv;
+    int *volatile nowhere = NULL;
+    return *nowhere;
 }
 
 static int do_echo(int argc, char **argv)
@@ -1125,6 +1133,7 @@ static const struct verb {
     {"false", "", do_false},
     {"exit", "[CODE]", do_exit},
     {"die", "[SIGNAL]", do_die},
+    {"crash", "", do_crash},
     {"echo", "WORD...", do_echo},
     {"both", "[OUT] [ERR]", do_both},
     {"spam", "BYTES [err]", do_spam},

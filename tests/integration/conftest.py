@@ -36,7 +36,7 @@ from nacre.linux import netns
 from nacre.model.container import Level
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 30.0
+PATIENCE = 30.0  # seconds
 CLONE_NEWNET = 0x40000000
 INTERFACE_PREFIX = "nv"  # of the host's end of a container's link
 MAIN = "import sys; from nacre.cli import main; sys.exit(main())"
@@ -150,15 +150,15 @@ def image(session_engine: Engine, layouts: Callable[[str], Path], directories: D
 @pytest.fixture
 def engine(session_engine: Engine, directories: Directories) -> Iterator[Engine]:
     """The session's engine; afterwards nothing of what the test made may be left on the host."""
-    start = time.time()
+    start, before = time.time(), set(leftovers(directories))
     yield session_engine
     for container in session_engine.containers.list(all=True):
         container.remove(force=True)
     ids = {event["id"] for event in session_engine.events(since=start) if event["type"] == "container"}
     deadline = time.monotonic() + PATIENCE
-    while (left := leftovers(directories, ids)) and time.monotonic() < deadline:
+    while (left := set(leftovers(directories, ids)) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not left, "left behind on the host:\n  " + "\n  ".join(left)
+    assert not left, "left behind on the host:\n  " + "\n  ".join(sorted(left))
 
 
 def leftovers(directories: Directories, ids: set[str] | None = None) -> list[str]:
