@@ -152,7 +152,7 @@ class Engine:
         """What this host offers and lacks, with the command that fixes each lack."""
         from nacre.engine.doctor import checks
 
-        return checks()
+        return checks(self._core.layout.root, self._core.layout.run, network=self._core.network.diagnose)
 
     def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The journal, oldest first. since, until: seconds since the epoch; follow: wait for more (until `until`)."""

@@ -66,7 +66,7 @@ class Containers:
             created=timestamp(),
         )
         # The verb lock is taken before the row exists: a sweeper that sees a pending row with a free lock knows its maker is dead.
-        with self._lifecycle.verb(identifier):
+        with self._lifecycle.birth(identifier):
             record = self._insert(record, named=bool(spec.name), pending=pending)
             try:
                 record = record.replace(mounts=self._mounts(record, image))

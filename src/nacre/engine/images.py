@@ -29,7 +29,7 @@ class Images:
         """Import a docker-archive or OCI layout: a path, or an open binary file (which need not be seekable)."""
         from nacre.images.archive import load
 
-        images = load(self._core.images, source, self._core.layers, progress)
+        images = load(self._core.images, source, sink=self._core.layers, progress=progress)
         for image in images:
             self._core.event("image", "load", image.id, name=image.tags[0] if image.tags else image.id)
         return images

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
-from nacre.errors import Conflict, NacreError, SandboxError, SandboxGone
+from nacre.errors import Conflict, NacreError, NotFound, SandboxError, SandboxGone
 from nacre.isolation import Driver, Tapped, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
@@ -53,12 +53,30 @@ class Lifecycle:
 
     @contextmanager
     def verb(self, identifier: str, *, wait: float | None = 60.0) -> Iterator[None]:
-        """Hold the container for one verb: two callers take turns. Raises Conflict after `wait` seconds."""
-        directory = self.core.layout.container(identifier)
-        os.makedirs(directory, 0o711, exist_ok=True)
+        """Hold the container for one verb: two callers take turns. Raises Conflict after `wait` seconds, NotFound when it was removed."""
         busy = f"container {identifier[:12]} is busy: another command is working on it"
-        with Lock(f"{directory}/lock", wait=wait, busy=busy):
+        try:
+            lock = Lock(f"{self.core.layout.container(identifier)}/lock", wait=wait, busy=busy)
+        except FileNotFoundError:
+            raise NotFound(f"No such container: {identifier[:12]}") from None
+        with lock:
             yield
+
+    @contextmanager
+    def birth(self, identifier: str) -> Iterator[None]:
+        """Make the directory of a new container and hold its verb lock. Undone when the context fails before a row exists."""
+        directory = self.core.layout.container(identifier)
+        with ExitStack() as stack:
+            # A sweeper must not take the directory for an orphan between its making and its locking.
+            with Lock(f"{self.core.layout.run}/birth.lock", shared=True):
+                os.mkdir(directory, 0o711)
+                stack.enter_context(self.verb(identifier))
+            try:
+                yield
+            except BaseException:
+                if not self.load(identifier):
+                    shutil.rmtree(directory, ignore_errors=True)
+                raise
 
     def sandbox(self, record: Container, block: int) -> Sandbox:
         """The value that drivers work from."""
@@ -155,12 +173,14 @@ class Lifecycle:
         sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))
         with ExitStack() as undo:
             undo.callback(self.clean, record)
-            endpoint, _ = self.core.network.attach(record.id, "none", sandbox.hostname, ())
+            endpoint, held = self.core.network.attach(record.id, "none", sandbox.hostname, ())
+            for fd in held:
+                undo.callback(os.close, fd)
             sandbox = sandbox.replace(endpoint=endpoint)
             os.makedirs(f"{sandbox.directory}/stage", 0o711, exist_ok=True)
             lock = Lock(f"{sandbox.directory}/lock", wait=0)
             undo.callback(lock.release)
-            channel = level.start(sandbox, keep=(lock.fd,), exit_command=(), custody=True)
+            channel = level.start(sandbox, keep=(lock.fd, *held), exit_command=(), custody=True)
             undo.callback(channel.close)
             process = ProcessSpec(args=("pause",))
             plan = container_plan(sandbox, process, level.place(sandbox), Security(capabilities=ALL_CAPABILITIES, masked=False), (), Etc())
@@ -200,10 +220,13 @@ class Lifecycle:
             self.finish(identifier)
 
     def finish(self, identifier: str) -> Container | None:
-        """Settle a container whose main process has ended (or whose sandbox is gone), as soon as its stem has let go."""
-        with self.verb(identifier):
-            found = self.load(identifier)
-            return self.settle(*found) if found else None
+        """Settle a container whose main process has ended (or whose sandbox is gone), as soon as its stem has let go. None = removed."""
+        try:
+            with self.verb(identifier):
+                found = self.load(identifier)
+                return self.settle(*found) if found else None
+        except NotFound:
+            return None
 
     def settle(self, record: Container, block: int, active: bool) -> Container:
         """Bring record and host in line with the kernel; the caller holds the verb lock. Idempotent.
@@ -291,18 +314,30 @@ class Lifecycle:
         self.core.container_event(record, "destroy")
 
     def sweep(self) -> None:
-        """Finish what killed callers left: `run`s that never started, containers whose sandbox ended unobserved."""
+        """Finish what killed callers left: `run`s that never started, directories without a row, transfers of files."""
         for identifier in self.core.database.all(pending=True):
-            with contextlib.suppress(Conflict), self.verb(identifier, wait=0):
+            with contextlib.suppress(Conflict, NotFound), self.verb(identifier, wait=0):
                 found = self.load(identifier)
                 if found and not found[2] and not self.alive(identifier):
                     self.remove(found[0])
+        self._sweep_directories()
         for name in os.listdir(f"{self.core.layout.run}/sandboxes"):
             if name.endswith(FILES):
-                with contextlib.suppress(Conflict), self.verb(name.removesuffix(FILES), wait=0):
+                with contextlib.suppress(Conflict, NotFound), self.verb(name.removesuffix(FILES), wait=0):
                     found = self.load(name.removesuffix(FILES))
                     if found:
                         self.clean(found[0].replace(id=name))
+
+    def _sweep_directories(self) -> None:
+        orphans = set(os.listdir(f"{self.core.layout.root}/containers")).difference(self.core.database.all())
+        if not orphans:
+            return
+        with contextlib.suppress(Conflict), Lock(f"{self.core.layout.run}/birth.lock", wait=0):
+            for identifier in orphans.difference(self.core.database.all()):
+                with contextlib.suppress(Conflict, NotFound), self.verb(identifier, wait=0):
+                    if not self.load(identifier):
+                        self.core.rootfs.remove(identifier)
+                        shutil.rmtree(self.core.layout.container(identifier), ignore_errors=True)
 
     def settled(self, identifier: str) -> tuple[Container, int, bool] | None:
         """The record as of now: settled first if its sandbox ended. Does not wait for a verb in progress."""
@@ -318,7 +353,7 @@ class Lifecycle:
                     self.settle(*found)
                     if found[0].spec.auto_remove and not self.alive(identifier):
                         self.remove(found[0])
-        except Conflict:
+        except (Conflict, NotFound):
             pass
         return self.load(identifier)
 
