@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
+import os
 from collections.abc import Iterable, Sequence
 
 from nacre.cli import registry
+from nacre.cli.context import window
 from nacre.cli.flags import HELP, Command, Flag
 
 GLOBAL_FLAGS: tuple[Flag, ...] = (
@@ -19,7 +19,19 @@ GLOBAL_FLAGS: tuple[Flag, ...] = (
 
 
 def _width() -> int:
-    return max(60, min(shutil.get_terminal_size().columns, 120))
+    columns = os.environ.get("COLUMNS", "")
+    return max(60, min(int(columns) if columns.isdigit() else window(1, 0, 2)[1] or 80, 120))
+
+
+def wrap(text: str, room: int) -> list[str]:
+    """Lines of at most `room` characters, broken at spaces (the standard library's textwrap costs 4 ms of import with what it needs)."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines
 
 
 def _pairs(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> list[str]:
@@ -28,7 +40,7 @@ def _pairs(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> list[str]:
     left = max((len(name) for name, _ in items), default=0)
     lines = []
     for name, text in items:
-        wrapped = textwrap.wrap(text, max(20, _width() - left - 5), break_on_hyphens=False) or [""]
+        wrapped = wrap(text, max(20, _width() - left - 5))
         lines.append(f"{indent}{name:<{left}}   {wrapped[0]}".rstrip())
         lines += [f"{indent}{'':<{left}}   {line}" for line in wrapped[1:]]
     return lines
@@ -97,14 +109,10 @@ def command(name: str, chosen: Command) -> str:
     options = "[OPTIONS] " if chosen.flags else ""
     lines = [f"Usage:  nacre {name} {options}{chosen.usage}".rstrip(), "", registry.COMMANDS[name][1]]
     if chosen.about:
-        lines += ["", *textwrap.fill(chosen.about, _width()).splitlines()]
+        lines += ["", *wrap(chosen.about, _width())]
     names = other_names(name)
     if len(names) > 1:
-        lines += [
-            "",
-            "Aliases:",
-            *textwrap.wrap(", ".join(f"nacre {other}" for other in names), _width(), initial_indent="  ", subsequent_indent="  "),
-        ]
+        lines += ["", "Aliases:", *(f"  {line}" for line in wrap(", ".join(f"nacre {other}" for other in names), _width() - 2))]
     lines += ["", "Options:", *flag_lines(chosen.flags)]
     if chosen.examples:
         lines += ["", "Examples:"]
