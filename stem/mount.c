@@ -177,18 +177,40 @@ int op_bind(struct child *c, struct op *op)
 	return rc < 0 ? rc : move_tree(tree, target);
 }
 
+/* In a mount namespace that a user namespace owns, mounts copied from a more powerful one are locked, and the root of none of
+ * them can be pivoted into. A recursive clone of the tree, mounted over itself, is our own. */
+static int unlock_root(struct child *c)
+{
+	autoclose int tree = clone_tree(c->root, true);
+	int rc = tree < 0 ? tree : move_tree(tree, c->root);
+	if (rc < 0)
+		return rc;
+	close_fd(&c->root);
+	c->root = take_fd(&tree);
+	return 0;
+}
+
+static int enter_root(struct child *c)
+{
+	return result(fchdir(c->root) < 0 ? -1 : syscall(SYS_pivot_root, ".", "."));
+}
+
 int op_pivot(struct child *c, struct op *op)
 {
 	(void)op;
 	autoclose int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (c->root < 0)
 		return -EBADF;
-	if (old < 0 || fchdir(c->root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || fchdir(old) < 0)
+	if (old < 0)
 		return -errno;
-	/* nothing that is unmounted here may be unmounted elsewhere */
-	int rc = sys_mount("", ".", "", MS_SLAVE | MS_REC, "");
+	int rc = enter_root(c);
+	if (rc == -EINVAL && (rc = unlock_root(c)) == 0)
+		rc = enter_root(c);
 	if (rc < 0)
 		return rc;
+	/* nothing that is unmounted here may be unmounted elsewhere */
+	if (fchdir(old) < 0 || sys_mount("", ".", "", MS_SLAVE | MS_REC, "") < 0)
+		return -errno;
 	if (syscall(SYS_umount2, ".", MNT_DETACH) < 0 || chdir("/") < 0)
 		return -errno;
 	c->inside = true;

@@ -152,7 +152,9 @@ static int unstow_root(struct child *c, int stowed, const char *cwd)
 	if (!stowed)
 		return 0;
 	int rc = keep_root(c, result(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)));
-	return rc < 0 ? rc : result(chdir(cwd));
+	if (rc >= 0 && chdir(cwd) < 0 && errno != EACCES)
+		return -errno;
+	return rc < 0 ? rc : 0; /* where the new identity may not go, the root directory stays the working directory */
 }
 
 static int op_unshare(struct child *c, struct op *op)
@@ -383,6 +385,8 @@ static int op_listen(struct child *c, struct op *op)
 	umask(mask);
 	if (fchdir(cwd) < 0)
 		return -errno;
+	close_fd(&dir); /* before the number that was asked for may turn out to be one of these */
+	close_fd(&cwd);
 	return rc < 0 ? rc : place_fd(c, take_fd(&s), op->args[1].i);
 }
 
