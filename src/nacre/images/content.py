@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -128,12 +128,14 @@ class ContentStore:
                         with contextlib.suppress(FileNotFoundError):
                             yield f"{algorithm}:{digits}", os.stat(f"{self.root}/{algorithm}/{digits}").st_mtime
 
-    def drop_stale_ingests(self) -> None:
-        """Delete what broken-off downloads left a day ago, and loads a minute ago. Those under way are locked and stay."""
+    def drop_stale_ingests(self, digests: Iterable[str] = ()) -> None:
+        """Delete what broken-off downloads left a day ago, or of these digests, and loads a minute ago. Those under way stay."""
+        unwanted = {digest.replace(":", "-") for digest in digests}
         for name in _names(self.ingest_root):
             path = f"{self.ingest_root}/{name}"
             with contextlib.suppress(OSError):
-                if time.time() - os.stat(path).st_mtime > (_STALE_LOAD if name.startswith("load-") else STALE):
+                age = time.time() - os.stat(path).st_mtime
+                if name in unwanted or age > (_STALE_LOAD if name.startswith("load-") else STALE):
                     _drop_unless_locked(path)
 
 

@@ -242,7 +242,7 @@ class ImageStore:
                 if digest not in needed and (digest in dropped or time.time() - changed > STALE):
                     self.content.remove(digest)
             references.orphans = []
-            self.content.drop_stale_ingests()
+            self.content.drop_stale_ingests(dropped)
             if prune_layers is not None:
                 prune_layers(frozenset(layer.diff_id for image in images for layer in image.layers))
         return True

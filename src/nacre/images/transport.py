@@ -11,6 +11,7 @@ import base64
 import contextlib
 import http.client
 import os
+import re
 import socket
 import ssl
 import threading
@@ -94,8 +95,7 @@ class Pool:
             if not follow or response.status not in REDIRECTS or method not in ("GET", "HEAD"):
                 return response
             with response:
-                target = urljoin(url, response.headers.get("Location") or "")
-            _check_redirect(url, target, verify)
+                target = _redirect_target(url, response.headers.get("Location") or "", verify)
             if _origin(target) != _origin(url):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             url = target
@@ -229,16 +229,20 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _check_redirect(url: str, target: str, verify: bool) -> None:
+def _redirect_target(url: str, location: str, verify: bool) -> str:
+    """The absolute address that a Location field means. Raises RemoteError for what cannot or should not be followed."""
+    old = urlsplit(url)
     try:
-        old, new = urlsplit(url), urlsplit(target)
+        target = urljoin(url, location)
+        new = urlsplit(target)
         usable = new.scheme in ("http", "https") and bool(new.hostname) and (new.port or 1) > 0
     except ValueError:
         usable = False
-    if not usable:
-        raise RemoteError(f"{urlsplit(url).netloc} redirects to an address that cannot be used: {target[:200]!r}")
+    if not usable or not re.fullmatch("[!-~]+", target):
+        raise RemoteError(f"{old.netloc} redirects to an address that cannot be used: {location[:200]!r}")
     if old.scheme == "https" and new.scheme == "http" and verify:
         raise RemoteError(f"{old.netloc} redirects from HTTPS to plain HTTP ({new.netloc})", hint="set insecure = true to allow this")
+    return target
 
 
 def _proxy_authorization(proxy: str) -> dict[str, str]:

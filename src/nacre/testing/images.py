@@ -57,6 +57,28 @@ class Sample:
         return [layer["digest"] for layer in self.manifest["layers"]]
 
 
+class MemorySink:
+    """A `LayerSink` that keeps the tars it is given. error: what `unpack` raises after its first read."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, bytes] = {}
+        self.error: Exception | None = None
+
+    def has(self, diff_id: str) -> bool:
+        """Whether the layer was unpacked completely."""
+        return diff_id in self.layers
+
+    def unpack(self, diff_id: str, stream: io.RawIOBase, /) -> int:
+        """Keep a layer; returns the size of its tar."""
+        parts = []
+        while part := stream.read(1 << 16):
+            parts.append(part)
+            if self.error is not None:
+                raise self.error
+        self.layers[diff_id] = b"".join(parts)
+        return len(self.layers[diff_id])
+
+
 def digest_of(data: bytes) -> str:
     """``sha256:<hex>`` of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

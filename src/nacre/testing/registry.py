@@ -109,12 +109,13 @@ class FakeRegistry:
         """The answer, faults included."""
         with self._lock:
             self.requests.append(request)
-            answer = self._honest(request)
-            for pattern, change, left in self._faults:
+            answer, change = self._honest(request), None
+            for pattern, fault, left in self._faults:
                 if left[0] and pattern.search(request.path):
                     left[0] -= 1
-                    return change(request, answer)
-        return answer
+                    change = fault
+                    break
+        return change(request, answer) if change else answer
 
     def _honest(self, request: Request) -> Answer:
         path = urlsplit(request.path).path
