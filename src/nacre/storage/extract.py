@@ -24,18 +24,13 @@ _MOST_LINKS = 40
 _MOST_PARTS = 4096
 _LINK_DIRECTORY = b".wh..wh.plnk"  # where AUFS kept files with several names; links to them precede or follow
 _DAMAGED = "the image is damaged or was not made for containers; pull it again or use another tag"
-# Labels of the security modules of the machine on which the layer was made mean nothing here.
 _CAPABILITY = "security.capability"
 
 
 class Unpacked(NamedTuple):
-    """What was unpacked.
-
-    size: bytes of all files, holes included; data: bytes written; root: (mode, uid, gid) of the root directory if the archive says.
-    """
+    """What was unpacked. size: bytes of all files, holes included; root: (mode, uid, gid) of the root directory if the archive says."""
 
     size: int
-    data: int
     entries: int
     root: tuple[int, int, int] | None
 
@@ -73,7 +68,6 @@ class _Extraction:
         self._directories: dict[bytes, int] = {}
         self._retired: list[int] = []
         self._finish: dict[int, _Directory] = {}
-        self._written = 0
         self._explicit_root: tuple[int, int, int] | None = None
         self._makers = {
             "directory": self._make_directory,
@@ -103,7 +97,7 @@ class _Extraction:
         remove_tree(_LINK_DIRECTORY, directory=self._root)
         for directory in sorted(self._finish.items(), key=_deepest_first, reverse=True):
             self._complete(*directory)
-        return Unpacked(reader.size, self._written, reader.entries, self._explicit_root)
+        return Unpacked(reader.size, reader.entries, self._explicit_root)
 
     def _prepare_root(self) -> None:
         """Nothing of the surroundings is inherited: no set-group-id directory, no default ACL."""
@@ -147,9 +141,8 @@ class _Extraction:
             if size:
                 if size < HOLE and not reader.sparse:
                     write_all(fd, reader.take())
-                    self._written += size
                 else:
-                    self._written += _write_pieces(fd, reader, size)
+                    _write_pieces(fd, reader, size)
             self._set_attributes(fd, entry)
         finally:
             os.close(fd)
@@ -210,7 +203,7 @@ class _Extraction:
             finally:
                 os.close(source)
         except (FileNotFoundError, NotADirectoryError):
-            raise _bad("a hard link names a file that is not in this layer", entry.path) from None
+            raise bad("a hard link names a file that is not in this layer", entry.path) from None
 
     def _link(self, source: int, target: bytes, parent: int, name: bytes) -> None:
         try:
@@ -346,9 +339,7 @@ class _Extraction:
             os.close(fd)
 
     def _set_xattrs(self, target: int | bytes, xattrs: dict[str, bytes]) -> None:
-        for name, value in xattrs.items():
-            if is_overlay_xattr(name) or (name.startswith("security.") and name != _CAPABILITY):
-                continue
+        for name, value in wanted_xattrs(xattrs).items():
             try:
                 os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
             except OSError as error:
@@ -363,25 +354,33 @@ class _Extraction:
                 raise
 
 
-def _write_pieces(fd: int, reader: Reader, size: int) -> int:
-    """Write a large or sparse file, leaving holes; returns the bytes written."""
-    position = written = 0
+def _write_pieces(fd: int, reader: Reader, size: int) -> None:
+    """Write a large or sparse file, leaving holes."""
+    position = 0
     for offset, data in reader.pieces():
         if offset != position:
             os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data)
         position = offset + len(data)
-        written += len(data)
     if position != size:
         os.ftruncate(fd, size)
-    return written
 
 
 def _deepest_first(item: tuple[int, _Directory]) -> bytes:
     return item[1].path
 
 
-def _bad(reason: str, path: bytes) -> BadContent:
+def wanted_xattrs(xattrs: dict[str, bytes]) -> dict[str, bytes]:
+    """What an archive may bring: nothing that overlayfs acts on, and no labels of the security modules of another machine."""
+    return {
+        name: value
+        for name, value in xattrs.items()
+        if not is_overlay_xattr(name) and (name == _CAPABILITY or not name.startswith("security."))
+    }
+
+
+def bad(reason: str, path: bytes) -> BadContent:
+    """The error for an archive that cannot be unpacked because of the entry at `path`."""
     return BadContent(f"bad layer archive: {reason}, at {path[:200].decode(errors='replace')!r}", hint=_DAMAGED)
 
 
@@ -395,7 +394,7 @@ def _explain(error: OSError, path: bytes) -> NacreError | OSError:
         errno.EMLINK: "a file has too many hard links",
     }
     if error.errno in reasons:
-        return _bad(reasons[error.errno], path)
+        return bad(reasons[error.errno], path)
     if error.errno == errno.EPERM:
         return Denied(f"cannot unpack {path[:200].decode(errors='replace')!r}: {os.strerror(errno.EPERM)}", hint="run as root")
     return error

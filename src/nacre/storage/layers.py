@@ -20,10 +20,11 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nacre.errors import InvalidArgument, NotFound
-from nacre.linux.files import disk_usage, explained, locked, remove_tree, sync_directory
+from nacre.linux.files import explained, locked, remove_tree, sync_directory
 from nacre.model.container import LayerMount
 
 if TYPE_CHECKING:
+    from nacre.storage.extract import Unpacked
     from nacre.storage.probe import Choice
     from nacre.storage.tar import Limits, Stream
 
@@ -33,15 +34,13 @@ _RECORD = "layer.json"
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock-"
 _LIMIT_VARIABLE = "NACRE_LAYER_LIMIT"
-# From this many bytes of holes on, an image that shares its zeros is worth the slower way of making it.
-_WORTHWHILE = 16 << 20
 
 
 class LayerStore:
     """Unpacked layers below `root`. Safe for several threads and processes.
 
     driver: erofs, directory or copy; None = the best this host can do (see `nacre.storage.probe`). run: directory for what is
-    known until the next boot. compression: an algorithm of mkfs.erofs (lz4hc ...) for new images, "" = none.
+    known until the next boot. compression: an algorithm of mkfs.erofs (lz4hc ...) for new images, which then takes longer; "" = none.
     """
 
     def __init__(self, root: str, driver: str | None = None, *, run: str = "", limits: Limits | None = None, compression: str = "") -> None:
@@ -112,10 +111,10 @@ class LayerStore:
         image, tree = (f"{self._directory(diff_id)}/{name}" for name in (IMAGE, TREE))
         if not os.path.exists(image):
             with self._making(diff_id, "convert"):
-                size = self.size(diff_id)
+                self._record(diff_id)
                 if not os.path.exists(image):
                     with self._temporary() as path:
-                        self._make_image(diff_id, tree, f"{path}/{IMAGE}", sparse=size - disk_usage(tree) >= _WORTHWHILE)
+                        self._make_image(diff_id, tree, f"{path}/{IMAGE}")
                         os.rename(f"{path}/{IMAGE}", image)
         return LayerMount(diff_id=diff_id, path=image, format="erofs")
 
@@ -225,36 +224,46 @@ class LayerStore:
     def _build(self, diff_id: str, stream: Stream, path: str) -> None:
         import json
 
-        from nacre.storage.extract import extract
+        limits = self._limits or _default_limits()
+        if self.driver == "erofs" and not self._compression:
+            from nacre.storage.image import write_archive
 
-        tree = f"{path}/{TREE}"
-        os.mkdir(tree, 0o700)
-        fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            unpacked = extract(stream, fd, limits=self._limits or _default_limits())
-        finally:
-            os.close(fd)
-        if self.driver == "erofs":
-            self._make_image(diff_id, tree, f"{path}/{IMAGE}", sparse=unpacked.size - unpacked.data >= _WORTHWHILE)
-            remove_tree(tree)
+            with _new_image(f"{path}/{IMAGE}") as fd:
+                unpacked = write_archive(stream, fd, uuid=_uuid(diff_id), limits=limits)
+        else:
+            unpacked = self._extract(stream, f"{path}/{TREE}", limits)
+            if self.driver == "erofs":
+                self._make_image(diff_id, f"{path}/{TREE}", f"{path}/{IMAGE}")
+                remove_tree(f"{path}/{TREE}")
         with open(f"{path}/{_RECORD}", "w", encoding="ascii") as file:
             json.dump({"size": unpacked.size, "root": unpacked.root}, file)
             file.flush()
             os.fsync(file.fileno())
 
-    def _make_image(self, diff_id: str, tree: str, image: str, *, sparse: bool) -> None:
-        from nacre.linux.run import check
+    def _extract(self, stream: Stream, tree: str, limits: Limits) -> Unpacked:
+        from nacre.storage.extract import extract
 
-        digits = diff_id.partition(":")[2]
-        uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:32]))
-        argv = ["mkfs.erofs", "--quiet", "--preserve-mtime", "-U", uuid]
-        if sparse:
-            argv.append("--chunksize=1048576")
-        elif self._compression:
-            argv.append(f"-z{self._compression}")
-        check([*argv, image, tree], hint="--storage-driver directory does without it")
-        # Readable by a monitor that is not root, once it is shown the file; the directory above is root's alone.
-        os.chmod(image, 0o444)
+        os.mkdir(tree, 0o700)
+        fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return extract(stream, fd, limits=limits)
+        finally:
+            os.close(fd)
+
+    def _make_image(self, diff_id: str, tree: str, image: str) -> None:
+        """An image of a directory."""
+        if self._compression:
+            from nacre.linux.run import check
+
+            uuid = _uuid(diff_id).hex()
+            dashed = "-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:]))
+            check(["mkfs.erofs", "--quiet", "-U", dashed, f"-z{self._compression}", image, tree])
+            os.chmod(image, 0o444)
+            return
+        from nacre.storage.image import write_directory
+
+        with _new_image(image) as fd:
+            write_directory(tree, fd, uuid=_uuid(diff_id))
 
     def _publish(self, path: str, directory: str) -> None:
         if not os.path.exists(f"{path}/{IMAGE}"):
@@ -272,6 +281,29 @@ class LayerStore:
                 os.rename(directory, f"{path}/old")
             except FileNotFoundError:
                 return
+
+
+@contextlib.contextmanager
+def _new_image(path: str) -> Iterator[int]:
+    """A new file to write an image to; on disk afterwards.
+
+    Readable by a monitor that is not root, once it is shown the file; the directories above are root's alone.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+        os.fchmod(fd, 0o444)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _uuid(diff_id: str) -> bytes:
+    """The same for the same layer everywhere (RFC 9562, version 8)."""
+    raw = bytearray.fromhex(diff_id.partition(":")[2][:32])
+    raw[6] = raw[6] & 0x0F | 0x80
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
 
 
 def _default_limits() -> Limits:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 
 from nacre.errors import HostError, InvalidArgument
 from nacre.linux.files import atomic_write
-from nacre.linux.run import find_program, missing_program, run
+from nacre.linux.run import run
 from nacre.model.value import Value
 
 DRIVERS = ("erofs", "directory", "copy")
 VARIABLE = "NACRE_STORAGE_DRIVER"
 _OK = "ok"
 _CACHE = "probe-storage.json"
-# Somebody may load a module or install a package; what works does not stop working.
+# Somebody may load a module; what works does not stop working.
 _PATIENCE = 60.0
 
 
@@ -29,14 +30,13 @@ class Abilities(Value):
     """What the host can do. The word is "ok" or why not.
 
     erofs: mount an EROFS image (through: "file" or "loop"); overlay: mount overlayfs with the storage directory as its upper;
-    overlay_in_user_namespace: the same without privileges on the host; mkfs: path of mkfs.erofs, "" when it is not installed.
+    overlay_in_user_namespace: the same without privileges on the host.
     """
 
     erofs: str
     through: str = ""
     overlay: str
     overlay_in_user_namespace: str
-    mkfs: str
 
 
 class Choice(Value):
@@ -82,8 +82,6 @@ def choose(root: str, run_directory: str, wanted: str | None = None) -> Choice:
         return Choice(driver=wanted, reason="" if wanted == "erofs" else "asked for")
     if found.overlay != _OK:
         return Choice(driver="copy", reason=f"overlayfs cannot be used: {found.overlay}")
-    if not found.mkfs:
-        return Choice(driver="directory", reason="mkfs.erofs is not installed (apt-get install erofs-utils)")
     if found.erofs != _OK:
         return Choice(driver="directory", reason=f"EROFS images cannot be mounted: {found.erofs}")
     return Choice(driver="erofs")
@@ -93,22 +91,20 @@ def _require(driver: str, found: Abilities) -> None:
     hint = "choose another one with --storage-driver or NACRE_STORAGE_DRIVER, or none to let nacre choose"
     if found.overlay != _OK:
         raise HostError(f"the storage driver {driver} cannot work: overlayfs cannot be used: {found.overlay}", hint=hint)
-    if driver == "erofs" and not found.mkfs:
-        raise missing_program("mkfs.erofs")
     if driver == "erofs" and found.erofs != _OK:
         raise HostError(f"the storage driver erofs cannot work: EROFS images cannot be mounted: {found.erofs}", hint=hint)
 
 
 def _complete(found: Abilities) -> bool:
-    return found.erofs == found.overlay == _OK and bool(found.mkfs)
+    return found.erofs == found.overlay == _OK
 
 
 def _key(root: str) -> str:
-    """What the answer depends on: the boot, the disk, the tool, who asks."""
+    """What the answer depends on: the boot, the disk, who asks."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     os.makedirs(root, 0o711, exist_ok=True)
-    return f"{boot} {os.stat(root).st_dev:x} {os.geteuid()} {find_program('mkfs.erofs')}"
+    return f"{boot} {os.stat(root).st_dev:x} {os.geteuid()}"
 
 
 def _try(root: str) -> Abilities:
@@ -116,41 +112,69 @@ def _try(root: str) -> Abilities:
     import json
     import tempfile
 
-    mkfs = find_program("mkfs.erofs")
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {package!r}); from nacre.storage import probe; probe.main(*sys.argv[1:])"
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=root) as directory:
-        result = run([sys.executable, "-I", "-S", "-c", code, directory, mkfs])
+        result = run([sys.executable, "-I", "-S", "-c", code, directory])
     if result.code:
         reason = f"the probe failed: {result.stderr.decode(errors='replace').strip()[-300:]}"
-        return Abilities(erofs=reason, overlay=reason, overlay_in_user_namespace=reason, mkfs=mkfs)
+        return Abilities(erofs=reason, overlay=reason, overlay_in_user_namespace=reason)
     return Abilities.from_data(json.loads(result.stdout))
 
 
-def main(directory: str, mkfs: str) -> None:
+def main(directory: str) -> None:
     """In the child: try, and print `Abilities` as JSON."""
     import json
 
     for name in ("overlay", "erofs", "user"):
         os.mkdir(f"{directory}/{name}")
-    erofs = _try_erofs(f"{directory}/erofs", mkfs)
+    erofs = _try_erofs(f"{directory}/erofs")
     through = erofs if erofs in ("file", "loop") else ""
     found = Abilities(
         erofs=_OK if through else erofs,
         through=through,
         overlay=_try_overlay(f"{directory}/overlay", user=False),
         overlay_in_user_namespace=_try_overlay(f"{directory}/user", user=True),
-        mkfs=mkfs,
     )
     sys.stdout.write(json.dumps(found.to_data()))
 
 
-def _try_erofs(directory: str, mkfs: str) -> str:
-    from nacre.linux.kernel import filesystem, try_erofs
+def _try_erofs(directory: str) -> str:
+    """Write an image and mount it: "file" (the file itself), "loop" (through a loop device), or why neither works."""
+    from nacre.linux.kernel import attempt, mount, unshare
+    from nacre.linux.run import check
+    from nacre.model.plan import MS_PRIVATE, MS_RDONLY, MS_REC, NEWNS
+    from nacre.storage.erofs import Attributes, Directory, Writer
 
-    if not mkfs:
-        return _OK if filesystem("erofs") else "this kernel has no EROFS"
-    return try_erofs(directory, mkfs)
+    image, point = f"{directory}/image", f"{directory}/point"
+    os.mkdir(point)
+    root = Directory(None, Attributes(stat.S_IFDIR | 0o755))
+    with open(image, "wb") as file:
+        writer = Writer(file.fileno())
+        root.entries[b"file"] = writer.add(Attributes(stat.S_IFREG | 0o644), b"x" * 5000)
+        writer.finish(root)
+
+    def look() -> None:
+        with open(f"{point}/file", "rb") as file:
+            if file.read() != b"x" * 5000:
+                raise OSError("a file in an image reads wrongly")
+
+    def through_file() -> None:
+        unshare(NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        mount(image, point, "erofs", MS_RDONLY)
+        look()
+
+    def through_loop() -> None:
+        unshare(NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        check(["mount", "-t", "erofs", "-o", "loop,ro", image, point])
+        look()
+
+    if attempt(through_file) == _OK:
+        return "file"
+    said = attempt(through_loop)
+    return "loop" if said == _OK else said
 
 
 def _try_overlay(directory: str, *, user: bool) -> str:

@@ -443,7 +443,7 @@ class Reader:
             elif keyword.startswith(_XATTR):
                 xattrs[keyword[len(_XATTR) :].decode(errors="surrogateescape")] = value
         for name, value in xattrs.items():
-            if not 0 < len(name) <= 255 or "\0" in name or len(value) > 1 << 16:
+            if not 0 < len(name.encode(errors="surrogateescape")) <= 255 or "\0" in name or len(value) >= 1 << 16:
                 self._bad("an extended attribute is malformed or too large")
         return xattrs or None
 
