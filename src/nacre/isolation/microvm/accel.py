@@ -140,7 +140,7 @@ def probe_kvm(program: str, kernel: GuestKernel, initramfs: str, *, accelerator:
         kernel=kernel.path,
         transport=kernel.transport,
         initramfs=initramfs,
-        append=qemu.append(accelerator, 0, 1),
+        append=qemu.append(accelerator, kernel.transport, 0, 1),
         memory=PROBE_MEMORY,
         channel=CHANNEL_FD,
     )

@@ -1,10 +1,11 @@
-"""All layers of a container as one read-only disk: a GPT whose partitions are the layers' image files, copied nowhere.
+"""All layers of a container as one read-only disk, whose partitions are the layers' image files, copied nowhere.
 
 QEMU reads the disk through a VMDK descriptor of "flat" extents: partition table, layer, layer, ..., backup table. So a guest
 has one virtio-blk device for any number of layers (machine type microvm has eight slots in all), and every guest and the host
-share one page cache for the same layer file. In the guest layer number N (base first, from 0) is /dev/vda<N+1>.
+share one page cache for the same layer file. In the guest layer number N (base first, from 0) is /dev/vda<N+1>. Up to four layers
+have an MBR, which takes a booting guest fewer reads than a GPT.
 
-Sources: UEFI specification 2.10, chapter 5 (GPT); Virtual Disk Format 5.0 (VMDK descriptor). QEMU 7.2 reads an empty line
+Sources: UEFI specification 2.10, chapter 5 (MBR and GPT); Virtual Disk Format 5.0 (VMDK descriptor). QEMU 7.2 reads an empty line
 before an extent as a second copy of it, so the descriptor has none; extents of a VMDK are never probed for another format.
 """
 
@@ -24,6 +25,7 @@ SECTOR = 512
 BLOCK = 4096
 # Linux makes no more partitions than this of one disk (DISK_MAX_PARTS).
 LAYERS_MAX = 255
+MBR_MAX = 4
 
 # Type GUID "Linux filesystem data" and an arbitrary disk GUID, as they lie on the disk.
 _LINUX = bytes.fromhex("af3dc60f838472478e793d69d8477de4")
@@ -33,11 +35,11 @@ _ENTRY = 128
 
 
 class LayerDisk(Value):
-    """What the monitor needs for the layers' disk: the table before the layers, the one after them, and all sizes in sectors."""
+    """What the monitor needs for the layers' disk: the table before the layers, the sizes of these in sectors, the table after them."""
 
     head: bytes
-    tail: bytes
     sectors: tuple[int, ...]
+    tail: bytes = b""
 
 
 def layer_disk(sizes: Sequence[int]) -> LayerDisk:
@@ -46,7 +48,9 @@ def layer_disk(sizes: Sequence[int]) -> LayerDisk:
         raise Unsupported(
             f"an image of {len(sizes)} layers cannot run at level vm: the limit is {LAYERS_MAX}", hint="squash some of its layers"
         )
-    sectors = tuple(-(-size // BLOCK) * (BLOCK // SECTOR) for size in sizes)
+    sectors = tuple(_whole_blocks(-(-size // SECTOR)) for size in sizes)
+    if len(sizes) <= MBR_MAX and sum(sectors) < 1 << 32:
+        return LayerDisk(head=_mbr(sectors), sectors=sectors)
     count = max(128, -(-len(sizes) // 4) * 4)
     table = count * _ENTRY // SECTOR
     first = _whole_blocks(2 + table)
@@ -59,7 +63,7 @@ def layer_disk(sizes: Sequence[int]) -> LayerDisk:
     usable = (first, total - table - 2)
     head = _protective(total) + _header(1, total - 1, 2, usable, count, entries) + entries
     tail = entries + _header(total - 1, 1, total - 1 - table, usable, count, entries)
-    return LayerDisk(head=head.ljust(first * SECTOR, b"\0"), tail=tail.rjust((total - at) * SECTOR, b"\0"), sectors=sectors)
+    return LayerDisk(head=head.ljust(first * SECTOR, b"\0"), sectors=sectors, tail=tail.rjust((total - at) * SECTOR, b"\0"))
 
 
 def _whole_blocks(sectors: int) -> int:
@@ -67,10 +71,22 @@ def _whole_blocks(sectors: int) -> int:
     return -(-sectors // step) * step
 
 
+def _mbr(sectors: Sequence[int]) -> bytes:
+    entries, at = b"", BLOCK // SECTOR
+    for length in sectors:
+        entries += _mbr_entry(0x83, at, length)
+        at += length
+    return (bytes(446) + entries.ljust(64, b"\0") + b"\x55\xaa").ljust(BLOCK, b"\0")
+
+
+def _mbr_entry(kind: int, start: int, length: int) -> bytes:
+    """Only the linear addresses count; those in cylinders, heads and sectors say that they do not fit."""
+    return struct.pack("<B3sB3sII", 0, b"\xfe\xff\xff", kind, b"\xfe\xff\xff", start, length)
+
+
 def _protective(total: int) -> bytes:
     """The MBR that keeps old tools off: one partition of type 0xee over everything."""
-    entry = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff\xff\xff", 1, min(total - 1, 0xFFFFFFFF))
-    return bytes(446) + entry + bytes(48) + b"\x55\xaa"
+    return bytes(446) + _mbr_entry(0xEE, 1, min(total - 1, 0xFFFFFFFF)) + bytes(48) + b"\x55\xaa"
 
 
 def _header(here: int, other: int, table: int, usable: tuple[int, int], count: int, entries: bytes) -> bytes:
@@ -82,7 +98,7 @@ def _header(here: int, other: int, table: int, usable: tuple[int, int], count: i
 def descriptor(disk: LayerDisk, paths: Sequence[str]) -> bytes:
     """The VMDK descriptor. paths: of head, layers and tail in this order, as the monitor is to open them."""
     lengths = (len(disk.head) // SECTOR, *disk.sectors, len(disk.tail) // SECTOR)
-    extents = [f'RW {length} FLAT "{path}" 0' for length, path in zip(lengths, paths, strict=True)]
+    extents = [f'RW {length} FLAT "{path}" 0' for length, path in zip(lengths, paths, strict=True) if length]
     lines = ["# Disk DescriptorFile", "version=1", "CID=fffffffe", "parentCID=ffffffff", 'createType="twoGbMaxExtentFlat"']
     return "\n".join((*lines, *extents, "")).encode()
 

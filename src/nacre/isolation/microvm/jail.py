@@ -94,17 +94,16 @@ def layer_names(count: int) -> tuple[str, ...]:
     return ("/layers/head", *(f"/layers/{number}" for number in range(count)), "/layers/tail")
 
 
-def confinement(binds: Sequence[BoundMount]) -> Confinement:
-    """The tightest that serves these binds."""
-    return Confinement.NAMESPACE if binds else Confinement.USER
+def mapping_trial(sandbox: Sandbox, binds: Sequence[BoundMount]) -> Spawn:
+    """A spawn record that succeeds when all of these mounts can be id-mapped; nothing is left of it."""
+    jail = f"{sandbox.directory}/jail"
+    setup = [*_empty_root(jail), *_user_namespace(sandbox), *_shares(binds, mapped=True)]
+    return Spawn(ops=(*setup, op(Code.BUILTIN, 2, "stat", "/")), clone=NEWNS, local=True)
 
 
 def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[str], who: Confinement) -> Spawn:
     """The monitor's spawn record. machine: as `inside` made it; join: files that take "0" to join the cgroups."""
-    jail = f"{sandbox.directory}/jail"
-    block = sandbox.owner or SPARE_BLOCK
-    ops = [op(Code.MOUNT, "none", "/", "", MS_REC | MS_PRIVATE, "")]
-    ops += (op(Code.WRITE, path, b"0", 0) for path in join)
+    ops = [op(Code.WRITE, path, b"0", 0) for path in join]
     if sandbox.endpoint.netns:
         ops.append(op(Code.SETNS, sandbox.endpoint.netns, NEWNET))
     if machine.tap >= 0:
@@ -112,11 +111,11 @@ def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[
     ops += [op(Code.LISTEN, f"{sandbox.directory}/{monitor.SOCKET}", CONTROL_FD), op(Code.CHANNEL, CHANNEL_FD)]
     if files.disk:
         ops.append(op(Code.OPEN, files.disk, os.O_RDWR, DISK_FD))
-    ops += [op(Code.MKDIR, jail, 0o700), op(Code.MOUNT, "nacre", jail, "tmpfs", MS_NOSUID, "mode=0755,size=1m"), op(Code.ROOT, jail)]
+    ops += _empty_root(f"{sandbox.directory}/jail")
     ops += _system(machine)
     ops += _images(files)
     if who is Confinement.NAMESPACE:
-        ops.append(op(Code.USERNS, f"0 {block} {BLOCK}\n", f"0 {block} {BLOCK}\n"))
+        ops += _user_namespace(sandbox)
     ops += _shares(files.binds, mapped=who is Confinement.NAMESPACE)
     ops += [op(Code.PIVOT), op(Code.UMASK, 0), op(Code.RLIMIT, _RLIMIT_CORE, 0, 0)]
     ops += _identity(who, sandbox.owner or NOBODY)
@@ -131,6 +130,20 @@ def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[
         channel=True,
         console=True,
     )
+
+
+def _empty_root(jail: str) -> list[Op]:
+    return [
+        op(Code.MOUNT, "none", "/", "", MS_REC | MS_PRIVATE, ""),
+        op(Code.MKDIR, jail, 0o700),
+        op(Code.MOUNT, "nacre", jail, "tmpfs", MS_NOSUID, "mode=0755,size=1m"),
+        op(Code.ROOT, jail),
+    ]
+
+
+def _user_namespace(sandbox: Sandbox) -> list[Op]:
+    line = f"0 {sandbox.owner or SPARE_BLOCK} {BLOCK}\n"
+    return [op(Code.USERNS, line, line)]
 
 
 def _system(machine: qemu.Machine) -> list[Op]:
@@ -167,7 +180,11 @@ def _file(source: str, target: str) -> list[Op]:
 
 def _shares(binds: Sequence[BoundMount], *, mapped: bool) -> list[Op]:
     """One directory with every bind in it, by number: a machine has few slots, and 9p follows mounts."""
-    ops = [op(Code.MKDIR, "%/binds", 0o755)] if binds else []
+    if not binds:
+        return []
+    # QEMU's file server changes modes through /proc/self/fd.
+    ops = [op(Code.MKDIR, "%/proc", 0o555), op(Code.MOUNT, "proc", "%/proc", "proc", _READ_ONLY & ~MS_BIND | MS_NOEXEC, "subset=pid")]
+    ops.append(op(Code.MKDIR, "%/binds", 0o755))
     for number, mount in enumerate(binds):
         target = f"%/binds/{number}"
         flags = MS_BIND | MS_REC | MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_RDONLY if mount.read_only else 0)

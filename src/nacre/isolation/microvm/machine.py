@@ -81,7 +81,8 @@ class MicroVm:
         launch("relay", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         try:
-            who = _run_monitor(channel, sandbox, machine, files, group.procs_paths())
+            who = _confinement(channel, sandbox, binds)
+            channel.spawn(jail.spawn(sandbox, machine, files, group.procs_paths(), who))
             _greet(channel, sandbox, machine)
             record = Record(
                 kernel=kernel.version,
@@ -232,7 +233,7 @@ def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accele
         kernel=kernel.path,
         transport=kernel.transport,
         initramfs="",
-        append=qemu.append(accelerator, accel.tsc_khz(facts) if accelerator == "tcg" else 0, cpus),
+        append=qemu.append(accelerator, kernel.transport, accel.tsc_khz(facts) if accelerator == "tcg" else 0, cpus),
         memory=guest_memory(resources, kernel),
         cpus=cpus,
         mac=endpoint.mac if endpoint.interface else "",
@@ -248,18 +249,20 @@ def _monitor_limits(resources: Resources) -> Resources:
 # -- the boot ------------------------------------------------------------------------------------------------------------
 
 
-def _run_monitor(channel: Channel, sandbox: Sandbox, machine: qemu.Machine, files: jail.Files, join: Sequence[str]) -> jail.Confinement:
-    """Start the monitor as tightly confined as its binds allow."""
-    who = jail.confinement(files.binds)
+def _confinement(channel: Channel, sandbox: Sandbox, binds: tuple[BoundMount, ...]) -> jail.Confinement:
+    """The tightest that serves these binds."""
+    if not binds:
+        return jail.Confinement.USER
     try:
-        channel.spawn(jail.spawn(sandbox, machine, files, join, who))
+        channel.spawn(jail.mapping_trial(sandbox, binds))
+    except SandboxGone:
+        raise
     except SandboxError as error:
-        # Tmpfs before Linux 6.3, and file servers, cannot be id-mapped.
-        if who is not jail.Confinement.NAMESPACE or ": idmap " not in (error.details or ""):
+        # File servers, and tmpfs before Linux 6.3, cannot be id-mapped.
+        if ": idmap " not in error.details:
             raise
-        who = jail.Confinement.ROOT
-        channel.spawn(jail.spawn(sandbox, machine, files, join, who))
-    return who
+        return jail.Confinement.ROOT
+    return jail.Confinement.NAMESPACE
 
 
 def _greet(channel: Channel, sandbox: Sandbox, machine: qemu.Machine) -> None:

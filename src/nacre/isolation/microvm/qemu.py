@@ -62,7 +62,7 @@ def version(program: str) -> str:
     return found[1]
 
 
-def append(accelerator: str, tsc_khz: int, cpus: int) -> str:
+def append(accelerator: str, transport: str, tsc_khz: int, cpus: int) -> str:
     """The guest kernel's command line. tsc_khz: the host's, 0 = unknown.
 
     reboot=t: a guest ends by a triple fault, which the monitor takes for its exit; there is no ACPI to switch anything off.
@@ -71,7 +71,8 @@ def append(accelerator: str, tsc_khz: int, cpus: int) -> str:
     if accelerator == "tcg":
         # Each of these leaves out something that is slow when it is emulated: calibrations, patching of instructions.
         words += ["no_timer_check", "noreplace-smp"]
-        if cpus == 1:
+        if cpus == 1 and transport == "cmdline":
+            # The older timer serves one processor as well. Described by ACPI, this machine does not have it.
             words.append("noapictimer")
         if tsc_khz:
             words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
@@ -108,13 +109,14 @@ def _device(machine: Machine, kind: str, part: str, options: str = "") -> tuple[
     number = _ORDER.index(part)
     if machine.transport == "pci":
         return "-device", f"{kind}-pci,addr={number + 1}{options}"
-    # ACPI lists the slots in their order, the kernel's command line from the last to the first.
-    slot = number if machine.transport == "acpi" else _LAST_SLOT - number
+    # Linux finds the slots from the last to the first.
+    slot = _LAST_SLOT - number
     return "-device", f"{kind}-device,bus=virtio-mmio-bus.{slot}{options}"
 
 
 def _channels(machine: Machine) -> list[str]:
-    words = [*_device(machine, "virtio-rng", "entropy")]
+    # A translated guest's RDRAND is the host's random numbers already; every device costs 10 ms of its boot.
+    words = [*_device(machine, "virtio-rng", "entropy")] if machine.accelerator == "kvm" else []
     if machine.channel >= 0:
         words += ["-chardev", f"socket,id=channel,fd={machine.channel}", *_device(machine, "virtio-serial", "channel", ",max_ports=2")]
         words += ["-device", "virtserialport,chardev=channel,name=nacre.0"]
