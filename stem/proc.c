@@ -28,7 +28,7 @@ struct proc *proc_new(uint16_t flags, bool remote)
 		return NULL;
 	p->flags = flags;
 	p->remote = remote;
-	p->pidfd = p->log.fd = p->in.fd = p->status.fd = -1;
+	p->channel = p->pidfd = p->log.fd = p->in.fd = p->status.fd = -1;
 	p->out[0] = (struct watch){ .fd = -1, .ready = on_stdout };
 	p->out[1] = (struct watch){ .fd = -1, .ready = on_stderr };
 	p->in.ready = on_stdin;
@@ -59,6 +59,7 @@ static void proc_close(struct proc *p)
 	watch_close(&p->status);
 	timer_clear(&p->grace);
 	close_fd(&p->pidfd);
+	close_fd(&p->channel);
 	log_close(&p->log);
 	buf_free(&p->stdin_queue);
 	free(p->exit_path);
@@ -81,6 +82,7 @@ static void unblock(struct proc *p)
 void proc_forget(struct proc *p)
 {
 	unblock(p);
+	relay_forget_monitor(p);
 	for (struct proc **at = &procs; *at; at = &(*at)->next)
 		if (*at == p) {
 			*at = p->next;
@@ -331,6 +333,8 @@ void proc_started(struct proc *p)
 {
 	uint32_t out[2] = { p->id, (uint32_t)p->pid };
 	p->state = P_RUNNING;
+	if (p->channel >= 0)
+		conn_open(relay_channel(), take_fd(&p->channel));
 	if (p->spawner) {
 		if (p->spawn_tag)
 			conn_send(p->spawner, FR_OK, 0, p->id, p->spawn_tag, out, sizeof out);

@@ -45,10 +45,20 @@ bool relay_init(int fd)
 	return channel != NULL;
 }
 
-void relay_attach_channel(int fd, struct proc *p)
+bool relay_has_monitor(void)
+{
+	return monitor != NULL;
+}
+
+void relay_set_monitor(struct proc *p)
 {
 	monitor = p;
-	conn_open(channel, fd);
+}
+
+void relay_forget_monitor(struct proc *p)
+{
+	if (monitor == p)
+		monitor = NULL;
 }
 
 void relay_kill(void)

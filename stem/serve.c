@@ -73,7 +73,7 @@ void spawn_request(struct conn *c, const struct frame *f, const uint8_t *payload
 		return reply_failure(c, 0, f->tag, &failure);
 	if (box.stopping)
 		return reply_error(c, f, ESHUTDOWN, "the sandbox is ending");
-	if (f->flags & SPAWN_CHANNEL && (box.role != ROLE_RELAY || relay_channel()->w.fd >= 0))
+	if (f->flags & SPAWN_CHANNEL && (box.role != ROLE_RELAY || relay_has_monitor()))
 		return reply_error(c, f, EBUSY, "only a relay has a channel, and only one");
 	struct proc *p = proc_new(f->flags, false);
 	if (!p)

@@ -201,7 +201,7 @@ static int make_streams(struct proc *p, struct ends *e)
 	return rc;
 }
 
-static int make_sockets(struct proc *p, struct ends *e, int *channel)
+static int make_sockets(struct proc *p, struct ends *e)
 {
 	int fds[2], on = 1;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
@@ -215,7 +215,7 @@ static int make_sockets(struct proc *p, struct ends *e, int *channel)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
 		return -errno;
 	fcntl(fds[0], F_SETFL, O_RDWR | O_NONBLOCK);
-	*channel = fds[0];
+	p->channel = fds[0];
 	e->channel = fds[1];
 	return 0;
 }
@@ -284,7 +284,6 @@ static _Noreturn void child_main(struct proc *p, const struct spawn *s, struct e
 int spawn_local(struct proc *p, const struct spawn *s, struct failure *f)
 {
 	struct ends e __attribute__((cleanup(close_ends))) = { -1, -1, -1, -1, -1 };
-	autoclose int channel = -1;
 	int rc = log_open(&p->log, s->log, s->log_limit, p->flags & SPAWN_CONSOLE);
 	if (rc < 0) {
 		fail_with(f, NO_INDEX, -rc, "open log %.*s: %s", (int)s->log.size, s->log.data, strerror(-rc));
@@ -297,7 +296,7 @@ int spawn_local(struct proc *p, const struct spawn *s, struct failure *f)
 	p->columns = s->columns;
 	rc = make_streams(p, &e);
 	if (!rc)
-		rc = make_sockets(p, &e, &channel);
+		rc = make_sockets(p, &e);
 	if (!rc && s->clone & ~(uint64_t)CLONE_NEW_ALL)
 		rc = -EINVAL;
 	if (!rc) {
@@ -307,7 +306,7 @@ int spawn_local(struct proc *p, const struct spawn *s, struct failure *f)
 		rc = p->pid < 0 ? -errno : 0;
 	}
 	if (!rc && p->flags & SPAWN_CHANNEL)
-		relay_attach_channel(take_fd(&channel), p);
+		relay_set_monitor(p);
 	if (!rc)
 		rc = watch_set(&p->status, EPOLLIN);
 	if (rc < 0)

@@ -240,6 +240,7 @@ struct proc {
 	uint64_t end_ns;
 	size_t left[2]; /* bytes that were in the pipes when the process ended */
 	struct watch out[2], in, status;
+	int channel;   /* of a monitor whose plan is not complete yet */
 	struct buf stdin_queue;
 	struct timer grace;
 	struct log log;
@@ -293,7 +294,9 @@ bool relay_request(struct conn *c, const struct frame *f, const uint8_t *payload
 bool relay_frame(struct conn *c, const struct frame *f, const uint8_t *payload);
 void channel_lost(const char *why);
 void relay_monitor_ended(struct proc *monitor);
-void relay_attach_channel(int fd, struct proc *monitor);
+bool relay_has_monitor(void);
+void relay_set_monitor(struct proc *p);
+void relay_forget_monitor(struct proc *p);
 void relay_write(struct proc *p);
 void relay_forget_conn(struct conn *c);
 void relay_drained(void);

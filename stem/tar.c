@@ -676,6 +676,8 @@ static int extract(struct entry *e)
 		     : e->type == '5' ? put_dir(dir, leaf, name, e)
 		     : e->type == '1' ? put_link(dir, leaf, e)
 				      : put_special(dir, leaf, e);
+	if (rc == -EPROTO)
+		return fail(rc, "%s: the archive is cut off", name);
 	if (rc < 0)
 		return fail(rc, "%s", name);
 	return skip(file ? padded(e->size) - e->size : padded(e->size));
