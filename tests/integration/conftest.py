@@ -7,6 +7,7 @@ Everything here uses the real thing: root, the host's kernel, a real registry, Q
 `engine`                the session's Engine; after each test its containers are removed and leftovers are an error
 `image`                 name of the image with the guest program (tests/guestprog), loaded the way a user would load it
 `cli`                   runs the command line against the same engine
+`remains`               what containers have left on the host
 `registry`              a real registry on loopback that stands in for docker.io
 `layouts`               directory of an OCI layout by name: guestprog, busybox, debian, nginx
 `eventually`            waits for a condition; tests never sleep for a fixed time and never assert a duration
@@ -183,6 +184,12 @@ def leftovers(directories: Directories, ids: set[str] | None = None) -> list[str
     for identifier in ids or ():
         found += [str(path) for path in _cgroups(identifier)]
     return found
+
+
+@pytest.fixture
+def remains(directories: Directories) -> Callable[[set[str]], set[str]]:
+    """`remains(ids)`: what there is on the host of containers, and of these in particular."""
+    return lambda ids: set(leftovers(directories, ids))
 
 
 def _entries(path: str) -> list[str]:

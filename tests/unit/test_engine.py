@@ -148,6 +148,10 @@ def test_a_run_whose_caller_died_is_swept(fake: Any) -> None:
     orphan = engine.containers.create(box(auto_remove=True), pending=True)
     rootfs.prepared.add(orphan.id)
     engine.containers.create(box())
+    assert engine.containers.get(orphan.id).state is State.CREATED, "its maker lives"
+    assert orphan._claim
+    orphan._claim.release()  # what the kernel does when the maker dies
+    engine.containers.create(box())
     with pytest.raises(NotFound):
         engine.containers.get(orphan.id)
     assert rootfs.prepared == set()

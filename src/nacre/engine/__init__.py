@@ -135,7 +135,7 @@ class Engine:
             "ContainersStopped": len(states) - states.count(State.RUNNING) - states.count(State.PAUSED),
             "Images": len(self.images.list()),
             "StorageDriver": self._core.layers.driver,
-            "StorageDriverReason": self._core.layers.reason,
+            "StorageDriverReason": self._core.layers.choice.reason,
             "CgroupLayout": cgroup_kind(),
             "IsolationLevels": ["process", "vm"],
             "NCPU": os.cpu_count() or 1,

@@ -26,6 +26,7 @@ from nacre.model.container import Container as Record
 from nacre.model.image import Image, Progress
 from nacre.model.network import PortMapping
 from nacre.model.plan import Spawn
+from nacre.store import Lock
 
 SIGKILL = 9
 KILL_PATIENCE = 30.0
@@ -65,17 +66,19 @@ class Containers:
             process=merge.process_spec(spec, image.config, hostname(spec, identifier)),
             created=timestamp(),
         )
-        # The verb lock is taken before the row exists: a sweeper that sees a pending row with a free lock knows its maker is dead.
+        claim = None
+        # The verb lock is taken before the row exists: a sweeper that sees a pending row with free locks knows its maker is dead.
         with self._lifecycle.birth(identifier):
-            record = self._insert(record, named=bool(spec.name), pending=pending)
+            record = self._insert(record, named=bool(spec.name))
             try:
                 record = record.replace(mounts=self._mounts(record, image))
+                claim = self._lifecycle.claim(identifier) if pending else None
                 self._core.database.put(record, active=False, pending=pending)
             except BaseException:
                 self._lifecycle.remove(record)
                 raise
         self._core.container_event(record, "create")
-        handle = Container(self._core, self._lifecycle, record)
+        handle = Container(self._core, self._lifecycle, record, claim)
         handle.warnings = warnings
         return handle
 
@@ -86,7 +89,8 @@ class Containers:
             container.start()
         except BaseException:
             if spec.auto_remove:
-                container.remove(force=True)
+                with contextlib.suppress(NotFound):
+                    container.remove(force=True)
             raise
         return container
 
@@ -102,6 +106,7 @@ class Containers:
 
     def list(self, *, all: bool = False) -> builtins.list[Container]:
         """Newest first; without `all` only running and paused ones."""
+        self._lifecycle.sweep()
         handles = []
         for identifier in self._core.database.all(active=None if all else True):
             settled = self._lifecycle.settled(identifier)
@@ -121,10 +126,10 @@ class Containers:
                     removed.append(container.id)
         return removed
 
-    def _insert(self, record: Record, *, named: bool, pending: bool) -> Record:
+    def _insert(self, record: Record, *, named: bool) -> Record:
         for attempt in range(20):
             try:
-                self._core.database.add(record, pending=pending)
+                self._core.database.add(record, pending=True)  # until it is complete
                 return record
             except Conflict:
                 if named or attempt == 19:
@@ -152,9 +157,10 @@ class Containers:
 class Container:
     """One container. `record` is what was last read; verbs re-read it under the container's lock."""
 
-    def __init__(self, core: Core, lifecycle: Lifecycle, record: Record) -> None:
+    def __init__(self, core: Core, lifecycle: Lifecycle, record: Record, claim: Lock | None = None) -> None:
         self._core = core
         self._lifecycle = lifecycle
+        self._claim = claim
         self.record = record
         self.warnings: builtins.list[str] = []
 
@@ -171,7 +177,7 @@ class Container:
     @property
     def state(self) -> State:
         """What it is doing now, asked of the kernel."""
-        if self._lifecycle.alive(self.id) and not self._ended():
+        if self._running():
             return State.PAUSED if self._paused() else State.RUNNING
         if self.record.removing:
             return State.DEAD
@@ -200,8 +206,9 @@ class Container:
             except BaseException as error:
                 code = error.exit_code if isinstance(error, ExecError) else 128
                 message = str(error) if isinstance(error, NacreError) else type(error).__name__
-                self._core.database.put(record.replace(error=message, exit_code=code), active=False)
+                self._core.database.put(record.replace(error=message, exit_code=code), active=False, pending=record.spec.auto_remove)
                 raise
+            self._unclaim()
         return stream
 
     def stop(self, timeout: int | None = None) -> None:
@@ -278,18 +285,20 @@ class Container:
         with self._lifecycle.verb(self.id):
             record, block, active = self._load()
             self.record = record = self._lifecycle.settle(record, block, active)
-            if self._lifecycle.alive(self.id):
-                if not force:
-                    raise Conflict(
-                        f"container {self.name} is running: stop the container before removing or force remove",
-                        hint=f"nacre stop {self.name}, or nacre rm -f {self.name}",
-                    )
+            alive = self._lifecycle.alive(self.id)
+            if alive and not force:
+                raise Conflict(
+                    f"container {self.name} is running: stop the container before removing or force remove",
+                    hint=f"nacre stop {self.name}, or nacre rm -f {self.name}",
+                )
+            # From here on it goes, whatever becomes of this process.
+            record = record.replace(removing=True)
+            self._core.database.put(record, active=alive, pending=True)
+            if alive:
                 self._kill_now()
                 record = self._lifecycle.settle(record, block, True)
-            self._core.database.put(record.replace(removing=True), active=False)
-            self._lifecycle.remove(record)
-        if volumes or record.spec.auto_remove:
-            self._remove_anonymous_volumes(record)
+            self._lifecycle.remove(record, volumes=volumes)
+            self._unclaim()
 
     def rename(self, name: str) -> None:
         """Give it another name. Raises Conflict when taken."""
@@ -460,7 +469,18 @@ class Container:
         return read_exit_record(f"{self._core.layout.container(self.id)}/exit") is not None
 
     def _running(self) -> bool:
-        return self._lifecycle.alive(self.id) and not self._ended()
+        if not self._lifecycle.alive(self.id) or self._ended():
+            return False
+        if not self.record.main:
+            # Perhaps another caller has started it since the record was read, or is about to.
+            found = self._lifecycle.load(self.id)
+            self.record = found[0] if found else self.record
+        return bool(self.record.main)
+
+    def _unclaim(self) -> None:
+        if self._claim:
+            self._lifecycle.unclaim(self.id, self._claim)
+            self._claim = None
 
     def _require_running(self) -> None:
         if not self._running():
@@ -507,14 +527,6 @@ class Container:
         if self.record.spec.auto_remove and not self._lifecycle.alive(self.id):
             with contextlib.suppress(NotFound, Conflict):
                 self.remove()
-
-    def _remove_anonymous_volumes(self, record: Record) -> None:
-        for mount in record.mounts:
-            if mount.kind == "volume":
-                name = mount.options[0].removeprefix("name=")
-                with contextlib.suppress(NacreError):
-                    if self._core.volumes.get(name).anonymous:
-                        self._core.volumes.remove(name, in_use=lambda _: [])
 
 
 __all__ = ["Container", "Containers"]

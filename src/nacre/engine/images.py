@@ -18,10 +18,15 @@ class Images:
         self._core = core
 
     def pull(self, reference: str, *, platform: str | None = None, progress: Callable[[Progress], None] | None = None) -> Image:
-        """Fetch an image and unpack its layers. Raises InvalidArgument, RemoteError, NotFound, NoSpace."""
+        """Fetch an image and unpack its layers. platform: os/architecture[/variant], None = this host's.
+
+        Raises InvalidArgument, RemoteError, NotFound, NoSpace.
+        """
+        from nacre.images.platform import parse_platform
         from nacre.images.pull import pull
 
-        image = pull(self._core.images, reference, platform=platform, sink=self._core.layers, progress=progress)
+        wanted = parse_platform(platform) if platform else None
+        image = pull(self._core.images, reference, platform=wanted, sink=self._core.layers, progress=progress)
         self._core.event("image", "pull", reference, name=reference)
         return image
 

@@ -1,7 +1,9 @@
 """How a container comes to life, ends and is cleaned up: the one recipe, for every level (docs/architecture.md, section 5).
 
 Everything that is made for a container carries its id, is made in a fixed order, and can be removed without knowing how far
-the making came. A caller that is killed in the middle leaves work for `settle`, which every later verb begins with.
+the making came. A caller that is killed in the middle leaves work for `settle`, which every later verb begins with, and for
+`sweep`, which `create` and `list` begin with. A row is *pending* while something is to be finished should its owner die: a
+container made for `run` that does not run yet, a start under way, a removal, one with auto_remove that has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
 from nacre.errors import Conflict, NacreError, NotFound, SandboxError, SandboxGone
-from nacre.isolation import Driver, Tapped, driver
+from nacre.isolation import DRIVERS, Driver, Tapped, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
 from nacre.isolation.process import reap_command
@@ -31,6 +33,8 @@ MAIN = 1  # the number a stem gives to the first process it is asked to run
 BLOCK_BASE, BLOCK = 0x1000_0000, 65536
 ENDING = 30.0
 FILES = ".files"
+CLAIM = "claim"  # file in a container's directory, locked by the `run` that has made it and is going to start it
+STAT_PATIENCE = 5.0
 ALL_CAPABILITIES = (1 << 41) - 1
 LOST = Exit(code=137, signal=9)
 
@@ -55,12 +59,27 @@ class Lifecycle:
     def verb(self, identifier: str, *, wait: float | None = 60.0) -> Iterator[None]:
         """Hold the container for one verb: two callers take turns. Raises Conflict after `wait` seconds, NotFound when it was removed."""
         busy = f"container {identifier[:12]} is busy: another command is working on it"
+        path = f"{self.core.layout.container(identifier)}/lock"
         try:
-            lock = Lock(f"{self.core.layout.container(identifier)}/lock", wait=wait, busy=busy)
+            lock = Lock(path, wait=wait, busy=busy)
         except FileNotFoundError:
-            raise NotFound(f"No such container: {identifier[:12]}") from None
+            if not self.load(identifier):
+                raise NotFound(f"No such container: {identifier[:12]}") from None
+            # Somebody has deleted its directory; it must be possible to remove what is left of it.
+            os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+            lock = Lock(path, wait=wait, busy=busy)
         with lock:
             yield
+
+    def claim(self, identifier: str) -> Lock:
+        """Keep a pending container from being swept until the lock is released (`unclaim`), or this process ends."""
+        return Lock(f"{self.core.layout.container(identifier)}/{CLAIM}", wait=0)
+
+    def unclaim(self, identifier: str, lock: Lock) -> None:
+        """Give a claim up."""
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self.core.layout.container(identifier)}/{CLAIM}")
+        lock.release()
 
     @contextmanager
     def birth(self, identifier: str) -> Iterator[None]:
@@ -119,13 +138,13 @@ class Lifecycle:
                 undo.callback(os.close, fd)
             # 4. the sandbox: an empty one with a stem that answers
             process = record.process.replace(rows=rows, columns=columns)
-            record = record.replace(rootfs=rootfs, endpoint=endpoint, process=process, error="", started=timestamp(), pid=0, exit_code=0)
+            record = record.replace(rootfs=rootfs, endpoint=endpoint, process=process, error="", pid=0, main=0)
             sandbox = self.sandbox(record, block)
             if isinstance(level, Tapped) and endpoint.interface:
                 core.network.tap(endpoint, level.tap_owner(sandbox))
             lock = self._open_sandbox(sandbox)
             undo.callback(lock.release)
-            core.database.put(record, active=True)
+            core.database.put(record, active=True, pending=True)
             channel = level.start(
                 sandbox, keep=(lock.fd, *reserved), exit_command=reap_command(core.layout.root, core.layout.run, record.id), custody=attach
             )
@@ -136,7 +155,7 @@ class Lifecycle:
                 proc, pid = channel.spawn(plan)
             except SandboxGone as error:
                 raise self._explain(error, sandbox) from error
-            record = record.replace(pid=pid, main=proc)
+            record = record.replace(pid=pid, main=proc, started=timestamp(), exit_code=0)
             core.database.put(record, active=True)
             undo.pop_all()
         lock.release()  # ours; the stem's copy keeps it held
@@ -238,24 +257,50 @@ class Lifecycle:
         exit = read_exit_record(f"{self.core.layout.container(record.id)}/exit")
         if self.alive(record.id):
             if exit is None:
-                return record
+                return record if record.main else self._take_over(record)
             self._hang_up(record)
         # Read again: a stem writes its record before it lets go of the lock.
         exit = exit or read_exit_record(f"{self.core.layout.container(record.id)}/exit")
+        if exit is None and not record.main:
+            return self._abandon(record)
         lost = exit is None
         exit = exit or LOST
+        details = console_tail(self.core.layout.sandbox(record.id)) if lost else ""
         self.clean(record)
+        finished = timestamp(exit.time_ns / 1e9 if exit.time_ns else None)
         record = record.replace(
             exit_code=exit.code,
             oom_killed=exit.oom,
-            finished=timestamp(exit.time_ns / 1e9 if exit.time_ns else None),
+            started=record.started if record.main else finished,
+            finished=finished,
             pid=0,
-            error="its sandbox was killed (no exit record)" if lost and not record.error else record.error,
+            error=_lost(details) if lost and not record.error else record.error,
         )
-        self.core.database.put(record, active=False)
+        # Whoever asked for its removal may die before doing it.
+        self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
         if exit.oom:
             self.core.container_event(record, "oom")
         self.core.container_event(record, "die", exitCode=str(exit.code))
+        return record
+
+    def _take_over(self, record: Container) -> Container:
+        """Its starter died with a stem alive: what runs is kept, a sandbox in which nothing runs yet is ended."""
+        rows: list[tuple[int, int, int, int]] = []
+        with contextlib.suppress(SandboxError), contextlib.closing(Channel(self.core.layout.sandbox(record.id))) as channel:
+            rows = channel.stat(timeout=STAT_PATIENCE)
+        for number, pid, _, _ in rows:
+            if number == MAIN:
+                record = record.replace(pid=pid, main=number, started=timestamp(), exit_code=0)
+                self.core.database.put(record, active=True)
+                self.core.container_event(record, "start")
+                return record
+        return self._abandon(record)
+
+    def _abandon(self, record: Container) -> Container:
+        """Undo a start whose caller died before the container ran."""
+        self.clean(record)
+        record = record.replace(pid=0, error="its start was interrupted")
+        self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
         return record
 
     def _hang_up(self, record: Container) -> None:
@@ -272,8 +317,12 @@ class Lifecycle:
             pause = min(pause * 2, 0.02)
 
     def end_stem(self, identifier: str) -> None:
-        """End a sandbox at once: ask its stem; failing that, kill it."""
-        with contextlib.suppress(SandboxError), contextlib.closing(Channel(self.core.layout.sandbox(identifier))) as channel:
+        """End a sandbox at once, if it lives: ask its stem; failing that, kill it."""
+        if not self.alive(identifier):
+            return
+        directory = self.core.layout.sandbox(identifier)
+        with contextlib.suppress(SandboxError, FileNotFoundError), contextlib.closing(Channel(directory, custody=True)) as channel:
+            channel.announce()
             channel.shutdown(force=True, timeout=5)
         if self.alive(identifier):
             self.kill_stem(identifier)
@@ -291,68 +340,127 @@ class Lifecycle:
             time.sleep(0.005)
 
     def clean(self, record: Container) -> None:
-        """Remove everything a container's run left on the host: stem, cgroups, network, run-time directory. Idempotent, never raises."""
+        """Remove everything a container's run left on the host: stem, cgroups, network, run-time directory. Idempotent, never raises.
+
+        The directory goes last, and only when the rest is gone: as long as it is there, `sweep` tries again.
+        """
         identifier = record.id
         steps: tuple[Callable[[], object], ...] = (
-            lambda: self.alive(identifier) and self.end_stem(identifier),
+            lambda: self.end_stem(identifier),
             lambda: driver(record.spec.isolation).clean(identifier),
             lambda: self.core.network.detach(identifier),
-            lambda: shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True),
         )
+        done = 0
         for step in steps:
             with contextlib.suppress(NacreError, OSError):
                 step()
+                done += 1
+        if done == len(steps):
+            shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True)
 
-    def remove(self, record: Container) -> None:
-        """Delete a container that is not running: files first, the row last, so that a kill in between can be repeated."""
+    def remove(self, record: Container, *, volumes: bool = False) -> None:
+        """Delete a container, ending what lives of it: files first, then the row, then the directory with the lock that we hold.
+
+        Killed in between, the row stays pending, or the directory is one without a row: both are swept. volumes: its anonymous
+        volumes too, as always with auto_remove.
+        """
         self.clean(record)
         self.core.rootfs.remove(record.id)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.core.layout.container(record.id)}/exit")
-        shutil.rmtree(self.core.layout.container(record.id), ignore_errors=True)
+        if volumes or record.spec.auto_remove:
+            self._remove_anonymous_volumes(record)
         self.core.database.drop(record.id)
+        shutil.rmtree(self.core.layout.container(record.id), ignore_errors=True)
         self.core.container_event(record, "destroy")
 
+    def _remove_anonymous_volumes(self, record: Container) -> None:
+        for mount in record.mounts:
+            if mount.kind == "volume":
+                name = mount.options[0].removeprefix("name=")
+                with contextlib.suppress(NacreError):
+                    if self.core.volumes.get(name).anonymous:
+                        self.core.volumes.remove(name, in_use=lambda _: [])
+
+    # -- what killed callers left ----------------------------------------------------------------------------------------
+
     def sweep(self) -> None:
-        """Finish what killed callers left: `run`s that never started, directories without a row, transfers of files."""
+        """Finish what killed callers left (see the top of this page). Costs a few directory listings when there is nothing. Never raises.
+
+        What somebody is working on is left alone: its verb lock is held.
+        """
         for identifier in self.core.database.all(pending=True):
-            with contextlib.suppress(Conflict, NotFound), self.verb(identifier, wait=0):
-                found = self.load(identifier)
-                if found and not found[2] and not self.alive(identifier):
-                    self.remove(found[0])
-        self._sweep_directories()
-        for name in os.listdir(f"{self.core.layout.run}/sandboxes"):
-            if name.endswith(FILES):
-                with contextlib.suppress(Conflict, NotFound), self.verb(name.removesuffix(FILES), wait=0):
-                    found = self.load(name.removesuffix(FILES))
-                    if found:
-                        self.clean(found[0].replace(id=name))
+            with contextlib.suppress(NacreError, OSError), self.verb(identifier, wait=0):
+                self._sweep_pending(identifier)
+        active = self.core.database.all(active=True)
+        for identifier in active:
+            if not self.alive(identifier):
+                with contextlib.suppress(NacreError, OSError):
+                    self.settled(identifier)
+        with contextlib.suppress(NacreError, OSError):
+            self._sweep_directories()
+        for name in set(os.listdir(f"{self.core.layout.run}/sandboxes")).difference(active):
+            with contextlib.suppress(NacreError, OSError):
+                self._sweep_sandbox(name)
+        self._sweep_network(active)
+
+    def _sweep_pending(self, identifier: str) -> None:
+        found = self.load(identifier)
+        if not found or is_locked(f"{self.core.layout.container(identifier)}/{CLAIM}"):
+            return
+        record, block, active = found
+        if not record.removing:
+            record = self.settle(record, block, active)
+            if self.alive(identifier) or (active and not record.spec.auto_remove):
+                return
+        self.remove(record)
 
     def _sweep_directories(self) -> None:
+        """Directories of containers without a row: of a birth or a removal that was cut short."""
         orphans = set(os.listdir(f"{self.core.layout.root}/containers")).difference(self.core.database.all())
         if not orphans:
             return
-        with contextlib.suppress(Conflict), Lock(f"{self.core.layout.run}/birth.lock", wait=0):
+        with Lock(f"{self.core.layout.run}/birth.lock", wait=0):
             for identifier in orphans.difference(self.core.database.all()):
                 with contextlib.suppress(Conflict, NotFound), self.verb(identifier, wait=0):
                     if not self.load(identifier):
                         self.core.rootfs.remove(identifier)
                         shutil.rmtree(self.core.layout.container(identifier), ignore_errors=True)
 
+    def _sweep_sandbox(self, name: str) -> None:
+        """A run-time directory of no container that runs: of a start, a transfer of files or a cleaning that was cut short."""
+        identifier = name.removesuffix(FILES)
+        try:
+            with self.verb(identifier, wait=0):
+                found = self.load(identifier)
+                if found and (name != identifier or not (found[2] or self.alive(name))):
+                    self.clean(found[0].replace(id=name))
+        except NotFound:
+            # No row tells its level. A living one is another engine's that has the same run directory.
+            if not self.alive(name):
+                for level in DRIVERS:
+                    driver(level).clean(name)
+                shutil.rmtree(self.core.layout.sandbox(name), ignore_errors=True)
+
+    def _sweep_network(self, active: list[str]) -> None:
+        """Endpoints of no container that runs and that nobody holds. They are listed here, because that room is slow to load."""
+        with contextlib.suppress(NacreError, OSError):
+            left = [name for name in os.listdir(f"{self.core.layout.run}/network/endpoints") if name not in active]
+            if any(not is_locked(f"{self.core.layout.run}/network/endpoints/{name}") for name in left):
+                self.core.network.sweep(active)
+
     def settled(self, identifier: str) -> tuple[Container, int, bool] | None:
         """The record as of now: settled first if its sandbox ended. Does not wait for a verb in progress."""
         found = self.load(identifier)
         if not found or not found[2]:
             return found
-        if self.alive(identifier) and not os.path.exists(f"{self.core.layout.container(identifier)}/exit"):
+        if found[0].main and self.alive(identifier) and not os.path.exists(f"{self.core.layout.container(identifier)}/exit"):
             return found
         try:
             with self.verb(identifier, wait=0):
                 found = self.load(identifier)
                 if found:
-                    self.settle(*found)
-                    if found[0].spec.auto_remove and not self.alive(identifier):
-                        self.remove(found[0])
+                    record = self.settle(*found)
+                    if record.spec.auto_remove and not self.alive(identifier):
+                        self.remove(record)
         except (Conflict, NotFound):
             pass
         return self.load(identifier)
@@ -412,6 +520,11 @@ def _read_text(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def _lost(details: str) -> str:
+    reason = "its sandbox was killed (no exit record)"
+    return f"{reason}; the last lines of its console: {details}" if details else reason
 
 
 def console_tail(directory: str, size: int = 2048) -> str:

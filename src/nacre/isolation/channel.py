@@ -6,6 +6,7 @@ reads slowly stalls only what it is attached to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -67,6 +68,11 @@ class Channel:
         flags = wire.CUSTODY if self._custody else 0
         return wire.decode_hello(self._request(wire.Type.HELLO, wire.u32(wire.VERSION), flags=flags, timeout=timeout).payload)
 
+    def announce(self) -> None:
+        """Take custody without waiting for an answer, which a guest gives only when it has booted."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(wire.VERSION))))
+
     def spawn(self, spawn: Spawn) -> tuple[int, int]:
         """Run a plan; answers with (process number, pid as the stem sees it) once its program runs.
 
@@ -108,9 +114,12 @@ class Channel:
         except SandboxGone:
             return True
 
-    def stat(self) -> list[tuple[int, int, int, int]]:
-        """(process number, pid, state 1 running 2 ended, exit code) of every process of the sandbox."""
-        return wire.decode_stat(self._plain(wire.Type.STAT).payload)
+    def stat(self, *, timeout: float | None = None) -> list[tuple[int, int, int, int]]:
+        """(process number, pid, state 1 running 2 ended, exit code) of every process of the sandbox; [] when it does not answer in time."""
+        try:
+            return wire.decode_stat(self._request(wire.Type.STAT, timeout=timeout).payload)
+        except TimeoutError:
+            return []
 
     def read_file(self, path: str) -> bytes:
         """At most 64 KiB of a file as a guest's stem sees it."""
