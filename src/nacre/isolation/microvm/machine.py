@@ -24,7 +24,7 @@ from nacre.linux import cgroups
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
 from nacre.linux.files import explained
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
-from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
+from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, Spawn, op
 from nacre.model.value import Value
 from nacre.wire import stem as wire
 
@@ -82,7 +82,7 @@ class MicroVm:
         channel = Channel(sandbox.directory, custody=custody)
         try:
             who = _confinement(channel, sandbox, binds)
-            channel.spawn(jail.spawn(sandbox, machine, files, group.procs_paths(), who))
+            _spawn(channel, jail.spawn(sandbox, machine, files, group.procs_paths(), who))
             _greet(channel, sandbox, machine)
             record = Record(
                 kernel=kernel.version,
@@ -100,6 +100,10 @@ class MicroVm:
             channel.close()
             raise
         return channel
+
+    def tap_owner(self, sandbox: Sandbox) -> int:
+        """Root: the tap is opened before the monitor is confined."""
+        return 0
 
     def place(self, sandbox: Sandbox) -> Place:
         """How the container plan looks in the guest."""
@@ -221,7 +225,9 @@ def guest_memory(resources: Resources, kernel: kernels.GuestKernel) -> int:
     """MiB of the machine: the container's limit and what its kernel needs besides, or 512."""
     if not resources.memory:
         return DEFAULT_MEMORY
-    return OVERHEAD[kernel.kind] + -(-resources.memory // MIB)
+    limit = -(-resources.memory // MIB)
+    # A guest kernel keeps 64 bytes per page.
+    return OVERHEAD[kernel.kind] + limit + limit // 64
 
 
 def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accelerator: str, facts: accel.Facts) -> qemu.Machine:
@@ -254,7 +260,7 @@ def _confinement(channel: Channel, sandbox: Sandbox, binds: tuple[BoundMount, ..
     if not binds:
         return jail.Confinement.USER
     try:
-        channel.spawn(jail.mapping_trial(sandbox, binds))
+        _spawn(channel, jail.mapping_trial(sandbox, binds))
     except SandboxGone:
         raise
     except SandboxError as error:
@@ -265,38 +271,48 @@ def _confinement(channel: Channel, sandbox: Sandbox, binds: tuple[BoundMount, ..
     return jail.Confinement.NAMESPACE
 
 
+def _spawn(channel: Channel, record: Spawn) -> None:
+    """Run a plan on the host; its failure is not the container's."""
+    try:
+        channel.spawn(record)
+    except SandboxGone:
+        raise
+    except NacreError as error:
+        reason = error.message.removeprefix("could not set up the container: ")
+        raise SandboxError(f"could not start the virtual machine's monitor: {reason}", stage="launch", details=error.details) from error
+
+
 def _greet(channel: Channel, sandbox: Sandbox, machine: qemu.Machine) -> None:
     """Wait for the guest's stem."""
     try:
         channel.hello(timeout=BOOT_SECONDS)
     except TimeoutError:
-        raise boot_error(sandbox.directory, f"the guest did not answer within {BOOT_SECONDS:g} s", machine.memory) from None
+        raise boot_error(sandbox.directory, f"the guest did not answer within {BOOT_SECONDS:g} s", machine) from None
     except wire.Refused as refused:
-        raise boot_error(sandbox.directory, refused.text, machine.memory) from refused
+        raise boot_error(sandbox.directory, refused.text, machine) from refused
     except SandboxGone as gone:
-        raise boot_error(sandbox.directory, gone.message, machine.memory) from gone
+        raise boot_error(sandbox.directory, gone.message, machine) from gone
 
 
-def boot_error(directory: str, seen: str, memory: int) -> SandboxError:
+def boot_error(directory: str, seen: str, machine: qemu.Machine) -> SandboxError:
     """The error of a guest that did not come up: the cause as its console tells it, else what was seen from outside."""
     lines = _console(directory)
     text = "\n".join(lines)
-    hint = "see details with --debug"
+    hint = "NACRE_ACCEL=tcg does without KVM" if machine.accelerator == "kvm" else "the guest's console is in the details: --debug"
     if found := re.search(r"Kernel panic - not syncing: (.*)", text):
         cause = f"the guest kernel panicked: {found[1].strip()}"
-        if "out of memory" in text.lower() or "no working init" in cause.lower():
-            hint = f"the machine has {memory} MiB; give it more with --memory"
+        if "out of memory" in text.lower() or "oom" in text:
+            hint = f"the machine has {machine.memory} MiB; give it more with --memory"
     elif found := re.search(r"qemu-system-\w+: (?!terminating on signal)(.*)", text):
         cause = f"the monitor failed: {found[1].strip()}"
         if "allocate memory" in cause:
-            hint = f"the host has no {memory} MiB left for the machine; use a smaller --memory"
-        elif "KVM" in cause:
-            hint = "NACRE_ACCEL=tcg does without KVM"
-    elif not lines:
-        cause = f"{seen}; its console is empty"
-        hint = f"the machine has {memory} MiB: too little, or the kernel does not fit this machine type"
-    else:
+            hint = f"the host has no {machine.memory} MiB left for the machine; use a smaller --memory"
+    elif lines:
         cause = f"{seen}; its last words: {lines[-1]}"
+    else:
+        cause = f"{seen}; its console is empty"
+        if machine.accelerator != "kvm":
+            hint = f"the machine has {machine.memory} MiB: too little, or the kernel does not fit this machine type"
     return SandboxError(f"the virtual machine did not start: {cause}", stage="boot", hint=hint, details=text)
 
 

@@ -68,6 +68,8 @@ def append(accelerator: str, transport: str, tsc_khz: int, cpus: int) -> str:
     reboot=t: a guest ends by a triple fault, which the monitor takes for its exit; there is no ACPI to switch anything off.
     """
     words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1"]
+    # A monolithic kernel would show every container a dummy interface and a tunnel.
+    words += ["dummy.numdummies=0", "fb_tunnels=none"]
     if accelerator == "tcg":
         # Each of these leaves out something that is slow when it is emulated: calibrations, patching of instructions.
         words += ["no_timer_check", "noreplace-smp"]
