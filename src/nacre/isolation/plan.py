@@ -120,7 +120,6 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     Raises InvalidArgument for a mount target that is not an absolute path.
     """
     spec = sandbox.spec
-    own_namespaces = NAMESPACES | (NEWCGROUP if place.user_block else 0)
     ops: list[Op] = [op(Code.UMASK, 0), op(Code.MOUNT, "none", "/", "", MS_REC | MS_SLAVE, "")]
     if place.netns:
         ops.append(op(Code.SETNS, place.netns, NEWNET))
@@ -140,19 +139,20 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops += (op(Code.WRITE, path, b"0", 0) for path in place.join)
     # sysfs shows the network namespace it is mounted from, which is this process's by now.
     ops += [op(Code.MKDIR, "%/sys", 0o755), op(Code.MOUNT, "sysfs", "%/sys", "sysfs", SAFE | (0 if spec.privileged else MS_RDONLY), "")]
+    ops.append(op(Code.UNSHARE, NEWCGROUP))
+    ops += _cgroup_mounts(place.cgroup, read_only=not spec.privileged)
+    # Everything whose source is a path of the host is mounted by the host's root, who may walk there.
+    ops += _etc_binds(place, etc)
+    ops += mount_ops(sandbox.mounts, place.binds)
     if place.user_block:
         # The rest belongs to namespaces that the container's own user namespace owns.
-        ops += [op(Code.ENTER), op(Code.CLONE, own_namespaces | NEWNS)]
-    else:
-        ops.append(op(Code.UNSHARE, NEWCGROUP))
-    ops += [op(Code.MKDIR, "%/proc", 0o755), op(Code.MOUNT, "proc", "%/proc", "proc", SAFE, "")]
+        ops += [op(Code.ENTER), op(Code.CLONE, NAMESPACES | NEWNS)]
     ops += [
+        op(Code.MKDIR, "%/proc", 0o755),
+        op(Code.MOUNT, "proc", "%/proc", "proc", SAFE, ""),
         op(Code.MOUNT, "devpts", "%/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
         op(Code.MOUNT, "mqueue", "%/dev/mqueue", "mqueue", SAFE, ""),
     ]
-    ops += _cgroup_mounts(place.cgroup, read_only=not spec.privileged)
-    ops += _etc_binds(place, etc)
-    ops += mount_ops(sandbox.mounts, place.binds)
     ops.append(op(Code.HOSTNAME, sandbox.hostname))
     ops += (op(Code.WRITE, f"%/proc/sys/{key.replace('.', '/')}", value.encode(), 0) for key, value in spec.sysctls.items())
     if process.working_dir != "/":
@@ -170,7 +170,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops += process_ops(process, security)
     return Spawn(
         ops=tuple(ops),
-        clone=NEWNS | (0 if place.user_block else own_namespaces),
+        clone=NEWNS | (0 if place.user_block else NAMESPACES),
         oom=place.oom,
         tty=process.tty,
         stdin=process.open_stdin,

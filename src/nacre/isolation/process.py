@@ -80,7 +80,7 @@ class Process:
         return Place(
             stage=f"{sandbox.directory}/stage",
             scratch=f"{sandbox.state}/etc",
-            rootfs=tuple(rootfs_ops(sandbox.rootfs, idmapped=bool(block))),
+            rootfs=tuple(rootfs_ops(sandbox.rootfs, block=block)),
             join=group.procs_paths(),
             cgroup=cgroup_mounts(cgroups.layout()),
             netns=sandbox.endpoint.netns,
@@ -139,18 +139,19 @@ def cgroup_kind() -> str:
     return cgroups.layout().kind
 
 
-def rootfs_ops(rootfs: Rootfs, *, idmapped: bool) -> list[Op]:
-    """Operations that put a root file system at `root` below the working directory (the stage)."""
+def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
+    """Operations that put a root file system at `root` below the working directory (the stage). block: first uid of a user namespace."""
     ops = [op(Code.MKDIR, "root", 0o755)]
     if rootfs.tree:
-        return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if idmapped else [])]
+        return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if block else [])]
     for number, layer in enumerate(rootfs.layers):
-        ops += _layer_ops(layer, f"l{number}", idmapped=idmapped)
+        ops += _layer_ops(layer, f"l{number}", idmapped=bool(block))
     # Short relative names: the options of a mount must fit in one page, however many layers there are.
     lower = ":".join(f"l{number}" for number in reversed(range(len(rootfs.layers))))
     ops += [op(Code.MKDIR, "u", 0o755), op(Code.BIND, rootfs.upper, "u", MS_BIND)]
-    if idmapped:
-        ops.append(op(Code.IDMAP, "u"))
+    if block:
+        # Layers are id-mapped; the upper is not: overlayfs writes there as its mounter, who has no id in the mapping.
+        ops.append(op(Code.CHOWN, "u/upper", block, block))
     return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=u/upper,workdir=u/work")]
 
 
