@@ -2,10 +2,10 @@
 
 Format: the kernel's Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h. Used of it: blocks of 4096 bytes, extended
 inodes (64 bytes, with times), data in consecutive blocks (FLAT_PLAIN) with the end of a file behind its inode where that fits
-(FLAT_INLINE), inline extended attributes. Every kernel that has EROFS reads that (Linux 5.4 and newer).
+(FLAT_INLINE), inline extended attributes; every kernel that has EROFS reads that (Linux 5.4 and newer). Files with holes are a
+list of chunks (CHUNK_BASED), in which holes take no space and stay holes for whoever copies them (Linux 5.15 and newer).
 
-What a file does not contain is not written: runs of zeros are holes of the image file, which occupy no disk. The result
-depends on the input only, so that the same layer is the same image everywhere.
+The result depends on the input only, so that the same layer is the same image everywhere.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _SLOT = 32
 _ROOT = (_SUPERBLOCK_OFFSET + 128) // _SLOT  # inode number of the root, behind the superblock: the field has 16 bits
 _NLINK_OFFSET = 44
 _EXTENDED = 1
-_PLAIN, _INLINE = _EXTENDED | 0 << 1, _EXTENDED | 2 << 1
+_PLAIN, _INLINE, _CHUNKS = _EXTENDED | 0 << 1, _EXTENDED | 2 << 1, _EXTENDED | 4 << 1
+_INCOMPAT_CHUNKS = 0x4
+_CHUNK = 1 << 16  # at least, and larger where a file would have too many
+_MOST_CHUNKS = 1 << 16
 _NOWHERE = 0xFFFFFFFF
 _OPEN_BLOCKS = 8
 
@@ -96,6 +99,7 @@ class Writer:
         self._end = BLOCK  # of the image so far; the first block is written last
         self._open: list[_Block] = []
         self._inodes = 0
+        self._chunked = False
 
     def add(self, attributes: Attributes, data: bytes = b"", *, device: int = 0) -> int:
         """A file whose content (of a symbolic link: its target) is in memory, or a node with its device number; returns its code."""
@@ -103,14 +107,32 @@ class Writer:
         where = encode_device(device)
         if data:
             where = self._append(memoryview(data)[:whole]) if whole else _NOWHERE
-        return self._inode(attributes, len(data), where, data[whole:] if tail else b"")
+        return self._inode(attributes, len(data), where, data[whole:], layout=_INLINE if tail else _PLAIN)
 
     def add_pieces(self, attributes: Attributes, size: int, pieces: Iterable[tuple[int, bytes | memoryview]]) -> int:
         """A large file as (offset, data) in ascending order; what is left out is zeros. Returns its code."""
-        start = self._reserve(size)
+        chunk = _CHUNK
+        while size > chunk * _MOST_CHUNKS:
+            chunk *= 2
+        addresses: list[int] = []
         for offset, data in pieces:
-            _pwrite(self._fd, data, start + offset)
-        return self._inode(attributes, size, start // BLOCK, b"")
+            view = memoryview(data)
+            while view:
+                number, within = divmod(offset, chunk)
+                while len(addresses) < number:
+                    addresses.append(_NOWHERE)
+                if len(addresses) == number:
+                    addresses.append(self._reserve(min(chunk, size - number * chunk)) // BLOCK)
+                part = view[: chunk - within]
+                _pwrite(self._fd, part, addresses[number] * BLOCK + within)
+                view = view[len(part) :]
+                offset += len(part)
+        missing = -(-size // chunk) - len(addresses)
+        if not missing and _NOWHERE not in addresses:
+            return self._inode(attributes, size, addresses[0] if addresses else _NOWHERE)
+        self._chunked = True
+        index = struct.pack(f"<{len(addresses) + missing}I", *addresses, *[_NOWHERE] * missing)
+        return self._inode(attributes, size, (chunk // BLOCK).bit_length() - 1, index, layout=_CHUNKS)
 
     def finish(self, root: Directory, shared: Iterable[int] = ()) -> None:
         """Write the directories and complete the image. shared: codes of the files that may have several names."""
@@ -128,8 +150,10 @@ class Writer:
         for code, count in names.items():
             _pwrite(self._fd, count.to_bytes(4, "little"), (code >> 3) * _SLOT + _NLINK_OFFSET)
         blocks = self._end // BLOCK
+        features = _INCOMPAT_CHUNKS if self._chunked else 0
+        bits = BLOCK.bit_length() - 1
         header = _SUPERBLOCK.pack(
-            _MAGIC, 0, _COMPAT_MTIME, BLOCK.bit_length() - 1, 0, _ROOT, self._inodes, 0, 0, blocks, 0, 0, self._uuid, bytes(16), 0
+            _MAGIC, 0, _COMPAT_MTIME, bits, 0, _ROOT, self._inodes, 0, 0, blocks, 0, 0, self._uuid, bytes(16), features
         )
         _pwrite(self._fd, header, _SUPERBLOCK_OFFSET)
         os.ftruncate(self._fd, self._end)
@@ -182,11 +206,12 @@ class Writer:
 
     # -- inodes
 
-    def _inode(self, attributes: Attributes, size: int, where: int, tail: bytes) -> int:
-        record = self._record(attributes, size, where, len(tail), 1) + tail
+    def _inode(self, attributes: Attributes, size: int, where: int, after: bytes = b"", *, layout: int = _PLAIN) -> int:
+        """Store an inode, followed by the end of its data or the list of its chunks; returns the file's code."""
+        record = self._record(attributes, size, where, layout, 1) + after
         return self._store(record) << 3 | _TYPES[stat.S_IFMT(attributes.mode)]
 
-    def _record(self, attributes: Attributes, size: int, where: int, tail: int, links: int) -> bytes:
+    def _record(self, attributes: Attributes, size: int, where: int, layout: int, links: int) -> bytes:
         mode, uid, gid, mtime, xattrs = attributes
         body = _xattr_body(xattrs) if xattrs else b""
         self._inodes += 1
@@ -194,7 +219,6 @@ class Writer:
         count = (len(body) - _XATTR_HEADER) // 4 + 1 if body else 0
         if count > 0xFFFF:
             raise BadContent("a file has too many extended attributes for an EROFS image")
-        layout = _INLINE if tail else _PLAIN
         number = self._inodes & 0xFFFFFFFF
         return _INODE.pack(layout, count, mode, 0, size, where, number, uid, gid, seconds, nanoseconds, links) + body
 
@@ -229,7 +253,7 @@ class Writer:
             content += _entries(directory, names[start : start + count])
             start += count
         links = 2 + sum(isinstance(entry, Directory) for entry in directory.entries.values())
-        record = self._record(directory.attributes, size, where, tail, links)
+        record = self._record(directory.attributes, size, where, _INLINE if tail else _PLAIN, links)
         _pwrite(self._fd, record + content[size - tail :] if tail else record, directory.nid * _SLOT)
         if size > tail:
             _pwrite(self._fd, content[: size - tail], where * BLOCK)

@@ -15,7 +15,7 @@ import time
 
 from nacre.errors import HostError, InvalidArgument
 from nacre.linux.files import atomic_write
-from nacre.linux.run import run
+from nacre.linux.run import check
 from nacre.model.value import Value
 
 DRIVERS = ("erofs", "directory", "copy")
@@ -115,11 +115,12 @@ def _try(root: str) -> Abilities:
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {package!r}); from nacre.storage import probe; probe.main(*sys.argv[1:])"
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=root) as directory:
-        result = run([sys.executable, "-I", "-S", "-c", code, directory])
-    if result.code:
-        reason = f"the probe failed: {result.stderr.decode(errors='replace').strip()[-300:]}"
-        return Abilities(erofs=reason, overlay=reason, overlay_in_user_namespace=reason)
-    return Abilities.from_data(json.loads(result.stdout))
+        try:
+            said = check([sys.executable, "-I", "-S", "-c", code, directory])
+        except HostError as error:
+            reason = f"the probe failed: {error.message}"
+            return Abilities(erofs=reason, overlay=reason, overlay_in_user_namespace=reason)
+    return Abilities.from_data(json.loads(said))
 
 
 def main(directory: str) -> None:
@@ -142,7 +143,6 @@ def main(directory: str) -> None:
 def _try_erofs(directory: str) -> str:
     """Write an image and mount it: "file" (the file itself), "loop" (through a loop device), or why neither works."""
     from nacre.linux.kernel import attempt, mount, unshare
-    from nacre.linux.run import check
     from nacre.model.plan import MS_PRIVATE, MS_RDONLY, MS_REC, NEWNS
     from nacre.storage.erofs import Attributes, Directory, Writer
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import errno
 import os
@@ -144,7 +145,8 @@ class VolumeStore:
         return f"{self.path}/{name}"
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        return locked(f"{self.path}/.lock-{name}")
+        # A checksum, because a name may be as long as a file name may be; that two share a lock does no harm.
+        return locked(f"{self.path}/.lock-{binascii.crc32(name.encode()):08x}")
 
     def _write_record(self, directory: str, labels: Mapping[str, str], anonymous: bool) -> None:
         import json

@@ -1,6 +1,6 @@
 """A reader of EROFS images, independent of the writer, for tests that may not mount: unpacks an image into a directory.
 
-Knows uncompressed images with extended or compact inodes, flat and inline data, inline extended attributes. Checks what the
+Knows uncompressed images with extended inodes, flat, inline and chunked data, inline extended attributes. Checks what the
 kernel checks: order of directory entries, inline data that stays within its block.
 """
 
@@ -35,6 +35,7 @@ class Image:
         self._data = data
         magic, _, compat, bits, _, root = struct.unpack_from("<IIIBBH", data, 1024)
         blocks, meta = struct.unpack_from("<II", data, 1024 + 36)
+        (self._features,) = struct.unpack_from("<I", data, 1024 + 80)
         assert magic == 0xE0F5E1E2
         assert compat & 2
         assert bits == 12
@@ -58,12 +59,25 @@ class Image:
         return Inode(mode, uid, gid, seconds * 10**9 + nanoseconds, links, os.makedev(*device), content, xattrs)
 
     def _content(self, layout: int, size: int, where: int, after: int) -> bytes:
+        if layout == 4:
+            return self._chunks(size, where, after)
         tail = size % _BLOCK if layout == 2 else 0
         assert layout in (0, 2)
         assert not tail or after // _BLOCK == (after + tail - 1) // _BLOCK, "inline data crosses its block"
         whole = size - tail
         assert not whole or where * _BLOCK + whole <= len(self._data)
         return self._data[where * _BLOCK : where * _BLOCK + whole] + self._data[after : after + tail]
+
+    def _chunks(self, size: int, form: int, after: int) -> bytes:
+        assert self._features & 4
+        assert form < 32, "only plain block maps are known"
+        chunk = _BLOCK << form
+        count = -(-size // chunk)
+        parts = []
+        for number, address in enumerate(struct.unpack_from(f"<{count}I", self._data, after)):
+            length = min(chunk, size - number * chunk)
+            parts.append(bytes(length) if address == 0xFFFFFFFF else self._data[address * _BLOCK : address * _BLOCK + length])
+        return b"".join(parts)
 
     def _xattrs(self, start: int, end: int) -> dict[str, bytes]:
         found = {}
