@@ -139,6 +139,21 @@ def test_second_download_waits_and_finds_the_blob(content: ContentStore) -> None
     assert ingests(content) == []
 
 
+def test_reader_neither_holds_the_lock_nor_loses_the_file(content: ContentStore) -> None:
+    with content.ingest(DIGEST, len(DATA)) as ingest:
+        reader = ingest.reader()
+        waiting = os.open(ingest.path, os.O_RDWR)
+        ingest.write(memoryview(DATA))
+        ingest.verify()
+        ingest.commit()
+    try:
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who opened the file before it was renamed must not wait for its readers
+        assert os.pread(reader, 10, 5) == DATA[5:15]
+    finally:
+        os.close(reader)
+        os.close(waiting)
+
+
 def test_second_download_takes_over_when_the_first_dies(content: ContentStore) -> None:
     seen: list[int] = []
     waiting = threading.Event()

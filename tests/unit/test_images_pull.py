@@ -22,7 +22,8 @@ from nacre.testing.images import MemorySink, Sample, digest_of, make_index, make
 from nacre.testing.registry import Answer, FakeRegistry, Request, corrupt, cut, status
 
 BASE = make_tar({"base": os.urandom(3000)})
-TOP = make_tar({"top": os.urandom(700_000), "zeros": bytes(100_000)})
+TOP = make_tar({"top": os.urandom(500_000), "zeros": bytes(100_000)})
+SAMPLE = make_sample([BASE, TOP], config={"Env": ["A=1"], "Cmd": ["/app"]})
 AMD64 = Platform(architecture="amd64")
 
 
@@ -78,7 +79,7 @@ def host(tmp_path: Path) -> Host:
 
 @pytest.fixture
 def sample() -> Sample:
-    return make_sample([BASE, TOP], config={"Env": ["A=1"], "Cmd": ["/app"]})
+    return SAMPLE
 
 
 # -- the main path
@@ -342,7 +343,7 @@ def test_missing_blob(host: Host, registry: FakeRegistry, sample: Sample) -> Non
 
 
 def test_bomb(host: Host, registry: FakeRegistry) -> None:
-    name = registry.push("app", "1", make_sample([make_tar({"zeros": bytes(20_000_000)})]))
+    name = registry.push("app", "1", make_sample([make_tar({"zeros": bytes(6_000_000)})]))
     error = host.refusal(BadContent, name, limits=Limits(ratio_free=1 << 20))
     assert "decompression bomb" in error.message
     assert "NACRE_LAYER_RATIO" in error.hint
@@ -364,26 +365,26 @@ def test_not_a_tar_but_right_digests_is_the_sinks_business(host: Host, registry:
 def test_broken_connection_is_taken_up_again(host: Host, registry: FakeRegistry, sample: Sample, ranges: bool) -> None:
     name = registry.push("app", "1", sample)
     registry.ranges = ranges
-    registry.fault(f"/blobs/{sample.layers[1]}", cut(300_000), times=2)
+    registry.fault(f"/blobs/{sample.layers[1]}", cut(200_000), times=2)
     host.pull(name)
     requests = registry.seen(f"/blobs/{sample.layers[1]}")
     assert len(requests) == 3 if ranges else 2 <= len(requests) <= 4
     assert "range" not in requests[0].headers
-    assert requests[1].headers["range"] == "bytes=300000-"
+    assert requests[1].headers["range"] == "bytes=200000-"
     assert any("lost the connection" in message for message in host.messages())
     assert host.sink.layers[digest_of(TOP)] == TOP
 
 
 def test_next_pull_resumes(host: Host, registry: FakeRegistry, sample: Sample) -> None:
     name = registry.push("app", "1", sample)
-    registry.fault(f"/blobs/{sample.layers[1]}", cut(300_000), times=1)
+    registry.fault(f"/blobs/{sample.layers[1]}", cut(200_000), times=1)
     registry.fault(f"/blobs/{sample.layers[1]}", cut(0), times=2)
     error = host.refusal(RemoteError, name)
-    assert f"lost the connection to registry {registry.address}: it ended after 300000 of" in error.message
+    assert f"lost the connection to registry {registry.address}: it ended after 200000 of" in error.message
     assert host.leftovers() == [f"sha256-{sample.layers[1][7:]}"]
     registry.requests.clear()
     host.pull(name)
-    assert [request.headers.get("range") for request in registry.seen(f"/blobs/{sample.layers[1]}")] == ["bytes=300000-"]
+    assert [request.headers.get("range") for request in registry.seen(f"/blobs/{sample.layers[1]}")] == ["bytes=200000-"]
     assert host.sink.layers[digest_of(TOP)] == TOP
     assert host.leftovers() == []
 

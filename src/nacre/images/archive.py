@@ -209,6 +209,7 @@ class _Loader:
             layers=tuple(self._describe(blob) for blob in blobs),
         )
         digest = self.store.content.put(manifest_bytes(manifest.config, manifest.layers))
+        self.taken.append(digest)
         return self._finish(manifest, digest, tags, what)
 
     def _describe(self, blob: str) -> Descriptor:
@@ -270,11 +271,7 @@ class _Loader:
 
     def _unpack_one(self, layer: Layer) -> int:
         feed = Feed()
-        fd = self.store.content.open(layer.blob)
-        try:
-            feed.attach(fd)
-        finally:
-            os.close(fd)
+        feed.attach(self.store.content.open(layer.blob))
         with contextlib.closing(feed):
             feed.finish(layer.size)
             return unpack_layer(feed, layer, self.sink, self.limits, self.report)

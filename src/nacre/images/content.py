@@ -188,6 +188,11 @@ class Ingest:
         self._hash.update(data)
         self.offset += len(data)
 
+    def reader(self) -> int:
+        """A read-only descriptor of the file as it grows; it stays good after `commit` and does not hold the lock."""
+        with translate(self.path):
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
     def restart(self) -> None:
         """Throw away what is there."""
         with translate(self.path):

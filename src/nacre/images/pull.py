@@ -253,11 +253,7 @@ class _Pull:
                     self.fetched.append(layer.blob)
                     self._receive(ingest, job)
                     return
-        fd = content.open(layer.blob)
-        try:
-            job.feed.attach(fd)
-        finally:
-            os.close(fd)
+        job.feed.attach(content.open(layer.blob))
         job.feed.finish(layer.size)
 
     def _await_other(self, item: str, layer: Layer) -> None:
@@ -267,7 +263,7 @@ class _Pull:
 
     def _receive(self, ingest: Ingest, job: _Job) -> None:
         """Download a blob from the first source that has it right."""
-        job.feed.attach(ingest.fd)
+        job.feed.attach(ingest.reader())
         # What an earlier download left may be damaged: then it is worth a second try from the start.
         places = [*self.sources, *(self.sources[-1:] if ingest.resumed else [])]
         # A reader may follow only where nothing will have to be taken back.

@@ -30,7 +30,7 @@ _QUEUE = 8
 class Feed:
     """A blob's file as it grows. One thread writes (`advance`, `finish` or `fail`), any number read.
 
-    The reader owns nothing: `close` is the owner's business, after the reader has ended.
+    `close` is the business of who made the feed, after its readers have ended.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Feed:
         self._error: BaseException | None = None
 
     def attach(self, fd: int) -> None:
-        """Read from this open file (a copy of the descriptor is taken)."""
+        """Read from this open file, which the feed closes. It must be a description of its own: a copy would share the file's lock."""
         with self._changed:
-            self._fd = os.dup(fd)
+            self._fd = fd
 
     def advance(self, available: int) -> None:
         """So many bytes may be read by now."""
