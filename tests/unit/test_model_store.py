@@ -79,11 +79,14 @@ def test_every_error_has_its_answers() -> None:
     def tree(kind: type[NacreError]) -> list[type[NacreError]]:
         return [kind, *(one for child in kind.__subclasses__() for one in tree(child))]
 
+    import nacre.errors
+
     for kind in tree(NacreError):
         assert 400 <= kind.http_status < 600
         assert kind.grpc_code.isupper()
         assert kind.exit_code in (125, 126, 127)
-        assert kind.__name__ in (NacreError.__module__ and __import__("nacre.errors").errors.__doc__)
+        if kind.__module__ == "nacre.errors":
+            assert kind.__name__ in (nacre.errors.__doc__ or "")
 
 
 def test_names_and_blocks_are_unique(tmp_path: Any) -> None:

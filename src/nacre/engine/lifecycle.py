@@ -61,7 +61,8 @@ class Lifecycle:
         busy = f"container {identifier[:12]} is busy: another command is working on it"
         path = f"{self.core.layout.container(identifier)}/lock"
         try:
-            lock = Lock(path, wait=wait, busy=busy)
+            # Not made when absent: a late caller must not put a file into a directory that is just being removed.
+            lock = Lock(path, create=False, wait=wait, busy=busy)
         except FileNotFoundError:
             if not self.load(identifier):
                 raise NotFound(f"No such container: {identifier[:12]}") from None
@@ -89,7 +90,7 @@ class Lifecycle:
             # A sweeper must not take the directory for an orphan between its making and its locking.
             with Lock(f"{self.core.layout.run}/birth.lock", shared=True):
                 os.mkdir(directory, 0o711)
-                stack.enter_context(self.verb(identifier))
+                stack.enter_context(Lock(f"{directory}/lock"))
             try:
                 yield
             except BaseException:
