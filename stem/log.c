@@ -8,6 +8,26 @@
 #include <time.h>
 
 #define LOG_HEAD 13 /* u64 time, u8 stream, u32 length */
+#define SCAN_MAX (64u << 20) /* larger logs are not mended: it would take too long */
+
+/* A writer that was killed in the middle of a write has left half a record, which would make everything behind it unreadable. */
+static void log_mend(struct log *l)
+{
+	uint8_t head[LOG_HEAD];
+	uint64_t at = 0, next;
+	uint32_t length;
+	autoclose int fd = open(l->path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW);
+	for (; at + LOG_HEAD <= l->size; at = next) {
+		if (pread(fd, head, LOG_HEAD, (off_t)at) != LOG_HEAD)
+			return;
+		memcpy(&length, head + 9, 4);
+		next = at + LOG_HEAD + length;
+		if (next > l->size)
+			break;
+	}
+	if (at < l->size && ftruncate(l->fd, (off_t)at) == 0)
+		l->size = at;
+}
 
 static int log_start(struct log *l)
 {
@@ -16,6 +36,8 @@ static int log_start(struct log *l)
 	if (l->fd < 0 || fstat(l->fd, &st) < 0)
 		return -errno;
 	l->size = (uint64_t)st.st_size;
+	if (!l->plain && l->size && l->size <= SCAN_MAX)
+		log_mend(l);
 	return 0;
 }
 

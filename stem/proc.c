@@ -354,6 +354,7 @@ void proc_start_failed(struct proc *p)
 		reply_failure(p->spawner, p->id, p->spawn_tag, &p->failure);
 	p->spawner = NULL;
 	watch_close(&p->status);
+	relay_forget_monitor(p); /* another one may be tried */
 }
 
 void proc_ended(struct proc *p, uint32_t code, uint32_t signal, bool oom, uint64_t end_ns)

@@ -144,7 +144,7 @@ def test_a_stalled_reader_stalls_its_process_only(relay: Sandbox, client: Client
     proc = slow.spawn(shell("head -c 40000000 /dev/zero"), attach=True)
     assert client.run(shell("head -c 5000000 /dev/zero")).out == bytes(5_000_000)
     assert client.stat()[proc][1] == 1
-    assert relay.rss() < 6_000_000
+    relay.assert_small(6_000_000)
     assert len(slow.finish(proc).out) == 40_000_000
 
 
@@ -358,10 +358,8 @@ def test_lying_guest_is_killed(relay: Sandbox, directory: Path, lies: list[bytes
 )
 def test_lying_answers(relay: Sandbox, directory: Path, answer: bytes) -> None:
     client = relay.client()
-    boot(
-        client,
-        *liar(READY, rest=f"import zlib\nos.read(3, 4096)\nos.write(3, zlib.decompress({zlib.compress(answer)!r}))\ntime.sleep(1000)"),
-    )
+    script = f"import zlib\nos.read(3, 4096)\nos.write(3, zlib.decompress({zlib.compress(answer)!r}))\ntime.sleep(1000)"
+    boot(client, *liar(READY, rest=script))
     payload, flags = wire.encode_spawn(_spawn(execute("true")))
     try:
         proc = wire.decode_spawned(client.request(wire.Type.SPAWN, flags | wire.ATTACH, 0, payload).payload)[0]
@@ -381,7 +379,7 @@ def test_guest_that_ignores_hold_is_killed(relay: Sandbox) -> None:
     payload, flags = wire.encode_spawn(_spawn(execute("true")))
     client.post(wire.Type.SPAWN, flags | wire.ATTACH, 0, payload)
     wait_until(lambda: LOCAL_BIT | 1 not in watcher.stat() or watcher.stat()[LOCAL_BIT | 1][1] == 2, "the monitor is killed")
-    assert relay.rss() < 12_000_000
+    relay.assert_small(12_000_000)
 
 
 def test_guest_that_does_not_read(relay: Sandbox) -> None:
@@ -392,10 +390,10 @@ def test_guest_that_does_not_read(relay: Sandbox) -> None:
     for _ in range(100):
         client.post(wire.Type.READ, 0, 0, path)
     client.post(wire.Type.STAT, tag=5000)
-    seen = []
+    seen: list[wire.Frame] = []
     while not seen or seen[-1].tag != 5000:
         seen.append(client.receive())
     refusals = [wire.decode_error(each.payload).errno for each in seen if each.type == wire.Type.ERROR]
     assert set(refusals) == {errno.ENOBUFS}
-    assert relay.rss() < 12_000_000
+    relay.assert_small(12_000_000)
     client.request(wire.Type.SHUTDOWN, wire.FORCE)

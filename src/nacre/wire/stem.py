@@ -134,10 +134,10 @@ def string(value: str | bytes) -> bytes:
 
 
 def encode_spawn(spawn: Spawn) -> tuple[bytes, int]:
-    """(payload, flags) of SPAWN. Raises ValueError when the plan does not fit a frame."""
+    """(payload, flags) of SPAWN. Raises ValueError for what cannot be said: NUL in text, integers over 64 bits, 65536 arguments."""
     head = (
         string(spawn.log) + _U64.pack(spawn.log_limit) + string(spawn.exit) + string(spawn.oom)
-        + struct.pack("<QHHI", spawn.clone, spawn.rows, spawn.columns, len(spawn.ops))
+        + struct.pack("<QHHI", spawn.clone, min(spawn.rows, 0xFFFF), min(spawn.columns, 0xFFFF), len(spawn.ops))
     )  # fmt: skip
     choices = (
         (spawn.attach, ATTACH), (spawn.tty, TTY), (spawn.stdin, STDIN), (spawn.main, MAIN), (spawn.local, LOCAL), (spawn.channel, CHANNEL),
@@ -147,11 +147,17 @@ def encode_spawn(spawn: Spawn) -> tuple[bytes, int]:
 
 
 def _encode_op(item: Op) -> bytes:
+    if len(item.args) > 0xFFFF:
+        raise ValueError(f"{item.code.name}: {len(item.args)} arguments")
     return b"".join((_OP.pack(item.code, len(item.args)), *(_encode_argument(arg) for arg in item.args)))
 
 
 def _encode_argument(arg: type_of_argument) -> bytes:
-    return string(_U64.pack(arg & 0xFFFFFFFFFFFFFFFF)) if isinstance(arg, int) else string(arg)
+    if not isinstance(arg, int):
+        return string(arg)
+    if not -(1 << 63) <= arg < 1 << 64:
+        raise ValueError(f"{arg} does not fit into 64 bits")
+    return string(_U64.pack(arg & 0xFFFFFFFFFFFFFFFF))
 
 
 class _Reader:
@@ -194,6 +200,40 @@ def decode_spawn(payload: bytes, flags: int) -> tuple[Spawn, tuple[tuple[Code, t
         local=bool(flags & LOCAL), channel=bool(flags & CHANNEL), console=bool(flags & CONSOLE),
     )  # fmt: skip
     return spawn, tuple(operations)
+
+
+# Types of the arguments of each operation, as stem checks them: s text, b bytes, i integer; * any number of texts.
+ARGUMENTS: dict[Code, str] = {
+    Code.MOUNT: "sssis", Code.IMAGE: "sssis", Code.BIND: "ssi", Code.MKDIR: "si", Code.TOUCH: "si", Code.SYMLINK: "ss",
+    Code.MKNOD: "sii", Code.WRITE: "sbi", Code.UNSHARE: "i", Code.SETNS: "si", Code.JOIN: "ii", Code.CLONE: "i", Code.ROOT: "s",
+    Code.PIVOT: "", Code.CHROOT: "s", Code.CHDIR: "s", Code.HOSTNAME: "s", Code.LINK: "si", Code.ADDRESS: "sbi", Code.ROUTE: "bs",
+    Code.RLIMIT: "iii", Code.BOUND: "i", Code.USER: "sss", Code.CAPS: "iiii", Code.NNP: "", Code.SECCOMP: "bi", Code.MASK: "s",
+    Code.READONLY: "si", Code.TTY: "ss", Code.USERNS: "ss", Code.IDMAP: "s", Code.ENTER: "", Code.DEATH: "i", Code.OPEN: "sii",
+    Code.TAP: "si", Code.LISTEN: "si", Code.CHANNEL: "i", Code.UMASK: "i", Code.SETUID: "ii", Code.CHOWN: "sii", Code.TIME: "i",
+    Code.EXEC: "i*", Code.BUILTIN: "i*",
+}  # fmt: skip
+
+
+def decode_op(code: Code, arguments: tuple[bytes, ...]) -> Op:
+    """An operation of `decode_spawn` with typed arguments; integers come back unsigned. Raises ValueError where stem would refuse it."""
+    kinds = ARGUMENTS[code]
+    if kinds.endswith("*"):
+        kinds = kinds[0] + "s" * (len(arguments) - 1)
+    if len(kinds) != len(arguments):
+        raise ValueError(f"{code.name} takes {len(kinds)} arguments, not {len(arguments)}")
+    return Op(code=code, args=tuple(_decode_argument(kind, data) for kind, data in zip(kinds, arguments, strict=True)))
+
+
+def _decode_argument(kind: str, data: bytes) -> type_of_argument:
+    if kind == "b":
+        return data
+    if kind == "s":
+        if b"\0" in data:
+            raise ValueError("NUL byte in text")
+        return data.decode("utf-8", "surrogateescape")
+    if len(data) != _U64.size:
+        raise ValueError(f"an integer of {len(data)} bytes")
+    return int(_U64.unpack(data)[0])
 
 
 def decode_hello(payload: bytes) -> Hello:
