@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
@@ -44,10 +46,11 @@ Change = Callable[[Request, Answer], Answer]
 class FakeRegistry:
     """The registry. A context manager; `address` is ``127.0.0.1:port``.
 
-    login: "" (open), "basic" or "bearer"; the user is "user", the password "secret". requests: all that arrived, in order.
+    login: "" (open), "basic" or "bearer"; the user is "user", the password "secret". certificate: file with a certificate and
+    its key, for TLS. requests: all that arrived, in order.
     """
 
-    def __init__(self, *, login: str = "") -> None:
+    def __init__(self, *, login: str = "", certificate: str = "") -> None:
         self.login = login
         self.requests: list[Request] = []
         self.ranges = True
@@ -57,6 +60,10 @@ class FakeRegistry:
         self._faults: list[tuple[re.Pattern[str], Change, list[int]]] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _make_handler(self))
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 
@@ -178,8 +185,10 @@ def status(code: int, headers: Mapping[str, str] | None = None, body: bytes = b"
     return lambda request, answer: Answer(code, body, headers or {})
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients may leave as they please."""
