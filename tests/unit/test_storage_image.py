@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import tarfile
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 
 from nacre.errors import BadContent
 from nacre.storage.erofs import Attributes, Directory, Writer
+from nacre.storage.extract import extract
 from nacre.storage.image import write_archive, write_directory
+from nacre.storage.tar import Limits
 from nacre.testing.erofs import Image, Inode, unpack_image
 from nacre.testing.storage import archive, directory, member
 
@@ -220,7 +223,8 @@ def _look(path: Path) -> dict[str, Any]:
     for entry in sorted(path.rglob("*")):
         info = entry.lstat()
         content = entry.read_bytes() if stat.S_ISREG(info.st_mode) else info.st_rdev
-        xattrs = {name: os.getxattr(entry, name, follow_symlinks=False) for name in os.listxattr(entry, follow_symlinks=False)}
+        names = os.listxattr(entry, follow_symlinks=False)
+        xattrs = {name.replace("trusted.", "user."): os.getxattr(entry, name, follow_symlinks=False) for name in names}
         links = info.st_nlink if not stat.S_ISDIR(info.st_mode) else 0
         found[str(entry.relative_to(path))] = (info.st_mode, info.st_mtime_ns, links, content, xattrs)
     return found
@@ -238,3 +242,65 @@ def test_image_of_a_directory(tmp_path: Path) -> None:
     first, second = _look(tmp_path / "one"), _look(tmp_path / "two")
     assert len(first) == 307
     assert first == second
+
+
+def _damaged(data: bytes, chance: random.Random) -> bytes:
+    """The archive with bytes changed and blocks moved about, most of the checksums made right again."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 3, 8))):
+        block, other = (chance.randrange(len(changed) // 512) * 512 for _ in range(2))
+        if chance.random() < 0.7:
+            changed[chance.randrange(len(changed))] = chance.choice((0, 255, chance.randrange(256), *b"/.7Lx1S5"))
+        else:
+            changed[block : block + 512] = changed[other : other + 512]
+    for start in range(0, len(changed) - 511, 512):
+        if changed[start + 257 : start + 262] == b"ustar" and chance.random() < 0.98:
+            changed[start + 148 : start + 156] = b" " * 8
+            changed[start + 148 : start + 156] = b"%06o\0 " % (sum(changed[start : start + 512]) & 0o777777)
+    return bytes(changed)
+
+
+def test_both_ways_agree_on_damaged_archives(tmp_path: Path) -> None:
+    """The directory and the image are made by different code; whatever the archive, they are the same or both refused."""
+
+    def build(tar: tarfile.TarFile) -> None:
+        directory(tar, "a")
+        member(tar, "a/f", b"x" * 600, xattrs={"user.a": b"b"})
+        member(tar, "a/../n" * 30, b"y")
+        member(tar, "l", type=tarfile.SYMTYPE, linkname="a/b")
+        member(tar, "l/x", b"1")
+        member(tar, "h", type=tarfile.LNKTYPE, linkname="a/f")
+        member(tar, "a/.wh.f")
+        member(tar, "a/.wh..wh..opq")
+        member(tar, "p", type=tarfile.FIFOTYPE)
+
+    data, chance, agreed = archive(build), random.Random(4711), [0, 0]
+    for number in range(120):
+        damaged = _damaged(data, chance)
+        found: list[dict[str, Any] | None] = []
+        for way in (_by_image, _by_directory):
+            place = tmp_path / f"{number}-{way.__name__}"
+            place.mkdir()
+            try:
+                way(damaged, place)
+                found.append(_look(place))
+            except BadContent:
+                found.append(None)
+        assert found[0] == found[1]
+        agreed[found[0] is None] += 1
+    assert min(agreed) > 20
+
+
+def _by_image(data: bytes, place: Path) -> None:
+    image = place.with_suffix(".image")
+    with open(image, "wb") as file:
+        write_archive(io.BytesIO(data), file.fileno(), limits=Limits(bytes=1 << 24))
+    unpack_image(str(image), str(place), owner=False)
+
+
+def _by_directory(data: bytes, place: Path) -> None:
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        extract(io.BytesIO(data), fd, limits=Limits(bytes=1 << 24), owner=False)
+    finally:
+        os.close(fd)

@@ -594,6 +594,16 @@ def test_limit_on_entries(tree: Tree) -> None:
         tree.unpack(archive(lambda tar: [member(tar, str(number)) for number in range(11)]), Limits(entries=10))
 
 
+def test_limit_on_entries_counts_what_names_imply(tree: Tree) -> None:
+    with pytest.raises(BadContent, match="more than 100 entries"):
+        tree.unpack(archive(lambda tar: member(tar, "a/" * 200 + "b")), Limits(entries=100))
+
+
+def test_limit_on_names(tree: Tree) -> None:
+    with pytest.raises(BadContent, match="names have more than 1000 bytes"):
+        tree.unpack(archive(lambda tar: [symlink(tar, str(number), "t" * 90) for number in range(12)]), Limits(names=1000))
+
+
 def test_limit_on_bytes(tree: Tree) -> None:
     data = archive(lambda tar: member(tar, "a", bytes(1 << 20)))
     with pytest.raises(BadContent, match="more than 100000 bytes") as caught:

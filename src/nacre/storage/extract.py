@@ -54,14 +54,15 @@ def extract(stream: Stream, directory: int, *, limits: Limits | None = None, own
     lets through what the stream raises; the directory's content is then worthless.
     """
     with contextlib.ExitStack() as stack:
-        extraction = _Extraction(directory, owner)
+        extraction = _Extraction(directory, owner, Reader(stream, limits))
         stack.callback(extraction.close)
-        return extraction.run(Reader(stream, limits))
+        return extraction.run()
 
 
 class _Extraction:
-    def __init__(self, root: int, owner: bool) -> None:
+    def __init__(self, root: int, owner: bool, reader: Reader) -> None:
         self._root = root
+        self._reader = reader
         self._owner = owner
         # What we create belongs to root by itself when we are root.
         self._ours = os.geteuid() == 0 and os.getegid() == 0
@@ -85,12 +86,13 @@ class _Extraction:
         self._directories.clear()
         self._retired.clear()
 
-    def run(self, reader: Reader) -> Unpacked:
+    def run(self) -> Unpacked:
         """The whole extraction."""
+        reader = self._reader
         self._prepare_root()
         for entry in reader:
             try:
-                self._make(entry, reader)
+                self._make(entry)
             except OSError as error:
                 raise _explain(error, entry.path) from error
         self.close()
@@ -110,7 +112,7 @@ class _Extraction:
 
     # -- entries
 
-    def _make(self, entry: Entry, reader: Reader) -> None:
+    def _make(self, entry: Entry) -> None:
         path = entry.path
         if not path:
             self._make_directory(entry, self._root, b"")
@@ -125,11 +127,12 @@ class _Extraction:
             elif kind is Kind.WHITEOUT:
                 self._make_whiteout(parent, name)
         elif entry.kind == "file":
-            self._make_file(entry, reader, parent, name)
+            self._make_file(entry, parent, name)
         else:
             self._makers[entry.kind](entry, parent, name)
 
-    def _make_file(self, entry: Entry, reader: Reader, parent: int, name: bytes) -> None:
+    def _make_file(self, entry: Entry, parent: int, name: bytes) -> None:
+        reader = self._reader
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(name, flags, 0o600, dir_fd=parent)
@@ -157,6 +160,7 @@ class _Extraction:
         found = os.stat(name or b".", dir_fd=parent, follow_symlinks=False)
         if not stat.S_ISDIR(found.st_mode):
             found = self._replace_by_directory(parent, name, found)
+        self._reader.count(0, len(entry.path))
         self._finish[found.st_ino] = _Directory(entry.path, mode, uid, gid, entry.mtime, entry.xattrs)
 
     def _replace_by_directory(self, parent: int, name: bytes, found: os.stat_result) -> os.stat_result:
@@ -286,7 +290,9 @@ class _Extraction:
                 if stat.S_ISDIR(found.st_mode):
                     return None
                 found = self._replace_by_directory(parent, name, found)
-            self._finish[found.st_ino] = _Directory(b"/".join((*done, name)))
+            path = b"/".join((*done, name))
+            self._reader.count(1, len(path))
+            self._finish[found.st_ino] = _Directory(path)
             return None
         finally:
             os.close(parent)

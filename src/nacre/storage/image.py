@@ -20,6 +20,7 @@ from nacre.wire.whiteout import DEVICE, OPAQUE_VALUE, OPAQUE_XATTR, Kind, classi
 _MOST_LINKS = 40
 _MOST_PARTS = 4096
 _CHUNK = 1 << 20
+_REMEMBERED = 10_000
 _LINK_DIRECTORY = b".wh..wh.plnk"
 _IMPLIED = Attributes(stat.S_IFDIR | 0o755)
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,8 +40,7 @@ def write_archive(stream: Stream, fd: int, *, uuid: bytes = bytes(16), limits: L
     Raises BadContent for a malformed or hostile archive, OSError for a full or failing disk, and what the stream raises; the
     file's content is then worthless.
     """
-    builder = _Builder(Writer(fd, uuid))
-    return builder.run(Reader(stream, limits))
+    return _Builder(Writer(fd, uuid), Reader(stream, limits)).run()
 
 
 def write_directory(path: str, fd: int, *, uuid: bytes = bytes(16)) -> None:
@@ -55,8 +55,9 @@ def write_directory(path: str, fd: int, *, uuid: bytes = bytes(16)) -> None:
 class _Builder:
     """The tree of names of one archive, and what each entry does to it."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, reader: Reader) -> None:
         self._writer = writer
+        self._reader = reader
         self._root = Directory(None, _IMPLIED)
         self._parents: dict[bytes, Directory] = {b"": self._root}
         self._targets: dict[int, bytes] = {}  # of symbolic links
@@ -64,15 +65,15 @@ class _Builder:
         self._whiteout = 0
         self._explicit_root: tuple[int, int, int] | None = None
 
-    def run(self, reader: Reader) -> Unpacked:
+    def run(self) -> Unpacked:
         """The whole image."""
-        for entry in reader:
-            self._make(entry, reader)
+        for entry in self._reader:
+            self._make(entry)
         self._root.entries.pop(_LINK_DIRECTORY, None)
         self._writer.finish(self._root, self._shared)
-        return Unpacked(reader.size, reader.entries, self._explicit_root)
+        return Unpacked(self._reader.size, self._reader.entries, self._explicit_root)
 
-    def _make(self, entry: Entry, reader: Reader) -> None:
+    def _make(self, entry: Entry) -> None:
         path = entry.path
         if not path:
             self._explicit_root = (entry.mode, entry.uid, entry.gid)
@@ -91,10 +92,10 @@ class _Builder:
         elif entry.kind == "link":
             self._put(parent, name, self._linked(entry))
         elif entry.kind != "char" or entry.device != (0, 0):
-            self._put(parent, name, self._write(entry, reader))
+            self._put(parent, name, self._write(entry))
 
-    def _write(self, entry: Entry, reader: Reader) -> int:
-        attributes = _attributes(entry)
+    def _write(self, entry: Entry) -> int:
+        attributes, reader = _attributes(entry), self._reader
         if entry.kind == "file":
             if entry.size < HOLE and not reader.sparse:
                 return self._writer.add(attributes, reader.take())
@@ -154,13 +155,15 @@ class _Builder:
     # -- paths
 
     def _forget_paths(self) -> None:
-        """A directory or a symbolic link went: paths through it may mean something else now."""
+        """After a directory or a symbolic link went, paths through it may mean something else."""
         self._parents = {b"": self._root}
 
     def _walk(self, path: bytes, culprit: bytes) -> Directory:
         """The directory at a path; what is missing is made."""
         found = self._resolve(path, culprit, make=True)
         assert found is not None
+        if len(self._parents) >= _REMEMBERED:
+            self._forget_paths()
         self._parents[path] = found
         return found
 
@@ -192,6 +195,7 @@ class _Builder:
             elif isinstance(entry, Directory):
                 here = entry
             elif make:
+                self._reader.count(1, len(name))
                 here = self._directory(here, name)
             else:
                 return None
@@ -264,7 +268,8 @@ def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 def _attributes(entry: Entry) -> Attributes:
     xattrs = wanted_xattrs(entry.xattrs) if entry.xattrs else None
-    return Attributes(_TYPES[entry.kind] | entry.mode, entry.uid, entry.gid, entry.mtime, xattrs)
+    mode = 0o777 if entry.kind == "symlink" else entry.mode  # as every other file system has them
+    return Attributes(_TYPES[entry.kind] | mode, entry.uid, entry.gid, entry.mtime, xattrs)
 
 
 def _attributes_of(target: int | bytes, info: os.stat_result) -> Attributes:

@@ -33,7 +33,7 @@ TREE = "fs"
 _RECORD = "layer.json"
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock-"
-_LIMIT_VARIABLE = "NACRE_LAYER_LIMIT"
+_LIMIT_VARIABLES = {"NACRE_LAYER_LIMIT": "bytes", "NACRE_LAYER_ENTRIES": "entries"}
 
 
 class LayerStore:
@@ -309,9 +309,10 @@ def _uuid(diff_id: str) -> bytes:
 def _default_limits() -> Limits:
     from nacre.storage.tar import Limits
 
-    text = os.environ.get(_LIMIT_VARIABLE, "")
-    if not text:
-        return Limits()
-    if not text.isdigit():
-        raise InvalidArgument(f"{_LIMIT_VARIABLE} is {text!r}, not a number of bytes")
-    return Limits(bytes=int(text))
+    changes = {}
+    for variable, field in _LIMIT_VARIABLES.items():
+        if text := os.environ.get(variable, ""):
+            if not text.isdigit():
+                raise InvalidArgument(f"{variable} is {text!r}, not a number")
+            changes[field] = int(text)
+    return Limits(**changes)

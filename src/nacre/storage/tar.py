@@ -51,11 +51,13 @@ class Stream(Protocol):
 class Limits(Value):
     """Bounds of one archive.
 
-    entries: number of members; bytes: of the stream, and of all files together with their holes; path: length of a path or
-    of a link's target; header: size of one extended header (names and extended attributes); extents: of one sparse file.
+    entries: number of members, and of directories that only their names imply; names: bytes of all file names and link targets;
+    bytes: of the stream, and of all files together with their holes; path: length of a path or of a link's target; header: size
+    of one extended header (names and extended attributes); extents: of one sparse file.
     """
 
-    entries: int = 4_000_000
+    entries: int = 1_000_000
+    names: int = 256 << 20
     bytes: int = 256 << 30
     path: int = 4095
     header: int = 1 << 20
@@ -101,6 +103,7 @@ class Reader:
         self._extents: list[tuple[int, int]] | None = None
         self._globals: dict[bytes, bytes] = {}
         self.path = b""  # of the present entry, for error messages
+        self._names = 0
         self.entries = 0
         self.size = 0  # of all files so far, holes included
 
@@ -114,6 +117,15 @@ class Reader:
         data = self._bytes(self._left)
         self._left = 0
         return data
+
+    def count(self, entries: int, names: int) -> None:
+        """Count entries (or directories that a name implies), and bytes of names to be remembered, against the limits."""
+        self.entries += entries
+        self._names += names
+        if self.entries > self._limits.entries:
+            self._too_much(f"{self._limits.entries} entries", "NACRE_LAYER_ENTRIES=<number>")
+        if self._names > self._limits.names:
+            self._bad(f"its names have more than {self._limits.names} bytes")
 
     @property
     def sparse(self) -> bool:
@@ -263,9 +275,6 @@ class Reader:
     def _entry(
         self, block: bytes, fields: tuple[bytes, ...], pax: dict[bytes, bytes], sparse: list[bytes], name: bytes, link: bytes
     ) -> Entry:
-        self.entries += 1
-        if self.entries > self._limits.entries:
-            self._bad(f"it has more than {self._limits.entries} entries")
         entry = Entry()
         raw = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or _name(fields)
         self.path = raw
@@ -287,6 +296,7 @@ class Reader:
             entry.link = self._target(entry.kind, pax.get(b"linkpath") or link or fields[8].split(b"\0", 1)[0])
         elif entry.kind in ("char", "block"):
             entry.device = self._device(fields)
+        self.count(1, len(entry.path) - entry.path.rfind(b"/") + len(entry.link))
         if not entry.path and entry.kind != "directory":
             self._bad("an entry that is no directory has the name of the root")
         return entry
@@ -466,10 +476,10 @@ class Reader:
             hint="the image is damaged or was not made for containers; pull it again or use another tag",
         )
 
-    def _too_much(self) -> NoReturn:
+    def _too_much(self, what: str = "", way: str = "NACRE_LAYER_LIMIT=<bytes>") -> NoReturn:
         raise BadContent(
-            f"the layer unpacks to more than {self._limits.bytes} bytes",
-            hint="if the image is meant to be this large, raise the limit: NACRE_LAYER_LIMIT=<bytes>",
+            f"the layer unpacks to more than {what or f'{self._limits.bytes} bytes'}",
+            hint=f"if the image is meant to be this large, raise the limit: {way}",
         )
 
 
