@@ -384,7 +384,11 @@ static void reaped(pid_t pid, int status)
 			return;
 		}
 		uint32_t signal = WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : 0;
-		if (p->state == P_STARTING && !p->failed) {
+		if (p->state == P_STARTING && p->exec_seen) {
+			/* The one that cloned it may be a moment longer in dying, with the other copy of the status socket. */
+			watch_close(&p->status);
+			proc_started(p);
+		} else if (p->state == P_STARTING && !p->failed) {
 			fail_with(&p->failure, NO_INDEX, ESRCH, "the process ended before its plan was complete (%s %d)",
 				  signal ? "signal" : "code", signal ? (int)signal : WEXITSTATUS(status));
 			proc_start_failed(p);

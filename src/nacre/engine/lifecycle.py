@@ -207,6 +207,8 @@ class Lifecycle:
             setup = plan.ops[: next(index for index, item in enumerate(plan.ops) if item.code is Code.PIVOT) + 1]
             channel.spawn(plan.replace(ops=(*setup, op(Code.DEATH, 9), op(Code.BUILTIN, 1, "pause"))))
             yield sandbox
+            # Not by force: what was written must reach the disk of a virtual machine before its guest ends.
+            channel.shutdown(timeout=ENDING)
 
     def _rootfs(self, record: Container) -> Rootfs:
         diff_ids = tuple(layer.diff_id for layer in self.core.images.resolve(record.image_id).layers)
@@ -421,10 +423,12 @@ class Lifecycle:
             return
         with Lock(f"{self.core.layout.run}/birth.lock", wait=0):
             for identifier in orphans.difference(self.core.database.all()):
-                with contextlib.suppress(Conflict, NotFound), self.verb(identifier, wait=0):
+                directory = self.core.layout.container(identifier)
+                # The lock file is made when absent: its maker may have died before.
+                with contextlib.suppress(Conflict, OSError), Lock(f"{directory}/lock", wait=0):
                     if not self.load(identifier):
                         self.core.rootfs.remove(identifier)
-                        shutil.rmtree(self.core.layout.container(identifier), ignore_errors=True)
+                        shutil.rmtree(directory, ignore_errors=True)
 
     def _sweep_sandbox(self, name: str) -> None:
         """A run-time directory of no container that runs: of a start, a transfer of files or a cleaning that was cut short."""

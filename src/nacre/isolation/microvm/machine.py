@@ -118,7 +118,7 @@ class MicroVm:
             cgroup_setup=setup,
             cgroup=(("cgroup2", "cgroup2", "", ""),),
             binds={mount.target: _bind_ops(number, mount) for number, mount in enumerate(binds)},
-            oom="/proc/vmstat",
+            oom=f"{GROUP}/memory.events",
             devtmpfs=True,
         )
 
