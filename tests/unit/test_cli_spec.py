@@ -37,14 +37,41 @@ def test_everything_else() -> None:
         *("-it", "--rm", "--name", "web", "-h", "host", "-w", "/srv", "-u", "1000:1000", "--group-add", "5", "-m", "512m", "--cpus", "1.5"),
         *("-c", "512", "--pids-limit", "100", "--shm-size", "1g", "--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--privileged"),
         *("--security-opt", "no-new-privileges", "--read-only", "--ulimit", "nofile=1024:2048", "--sysctl", "net.ipv4.ip_forward=1"),
-        *("--device", "/dev/fuse", "--userns", "private", "--isolation", "vm", "--kernel", "/k", "-l", "a=b", "-l", "c", "--dns", "1.1.1.1"),
-        *("--dns-search", "example.org", "--dns-option", "ndots:1", "--add-host", "db:10.0.0.1", "--add-host", "six=[fe80::1]", "--net", "host"),
+        *(
+            "--device",
+            "/dev/fuse",
+            "--userns",
+            "private",
+            "--isolation",
+            "vm",
+            "--kernel",
+            "/k",
+            "-l",
+            "a=b",
+            "-l",
+            "c",
+            "--dns",
+            "1.1.1.1",
+        ),
+        *(
+            "--dns-search",
+            "example.org",
+            "--dns-option",
+            "ndots:1",
+            "--add-host",
+            "db:10.0.0.1",
+            "--add-host",
+            "six=[fe80::1]",
+            "--net",
+            "host",
+        ),
         *("--stop-signal", "QUIT", "--stop-timeout", "3", "--oom-score-adj", "-5", "-P", "--entrypoint", "/bin/sh", "-e", "A=1"),
         *("box", "-c", "true"),
     )
     assert made == ContainerSpec(
         image="box", name="web", command=("-c", "true"), entrypoint=("/bin/sh",), env=("A=1",), working_dir="/srv", user="1000:1000",
-        groups=("5",), hostname="host", labels={"a": "b", "c": ""}, tty=True, open_stdin=True, auto_remove=True, isolation=Level.VM, kernel="/k",
+        groups=("5",), hostname="host", labels={"a": "b", "c": ""}, tty=True, open_stdin=True, auto_remove=True,
+        isolation=Level.VM, kernel="/k",
         resources=made.resources, network="host", publish_all=True, read_only=True, shm_size=1 << 30, cap_add=("NET_ADMIN",),
         cap_drop=("ALL",), privileged=True, security_opt=("no-new-privileges",), userns="private",
         ulimits=(Ulimit(name="nofile", soft=1024, hard=2048),), sysctls={"net.ipv4.ip_forward": "1"}, devices=("/dev/fuse",),
@@ -211,7 +238,9 @@ def test_volumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parse_volume("/data") == MountSpec(kind="volume", target="/data")
     assert parse_volume("data:/data") == MountSpec(kind="volume", source="data", target="/data")
-    assert parse_volume("data:/data:nocopy,ro") == MountSpec(kind="volume", source="data", target="/data", read_only=True, options=("nocopy",))
+    assert parse_volume("data:/data:nocopy,ro") == MountSpec(
+        kind="volume", source="data", target="/data", read_only=True, options=("nocopy",)
+    )
     assert parse_volume("/a:/b:ro,Z") == MountSpec(kind="bind", source="/a", target="/b", read_only=True, options=("create",))
     assert parse_volume("./x:/b").source == os.path.realpath(tmp_path) + "/x"
     assert parse_volume("~/x:/b").source == "/home/me/x"
@@ -242,7 +271,9 @@ def test_what_is_no_volume(text: str, message: str) -> None:
 def test_mounts() -> None:
     assert parse_mount("type=bind,source=/a,target=/b,readonly") == MountSpec(kind="bind", source="/a", target="/b", read_only=True)
     assert parse_mount("type=bind,src=/a,dst=/b,ro=false,bind-propagation=rprivate") == MountSpec(kind="bind", source="/a", target="/b")
-    assert parse_mount("source=data,destination=/b,volume-nocopy") == MountSpec(kind="volume", source="data", target="/b", options=("nocopy",))
+    assert parse_mount("source=data,destination=/b,volume-nocopy") == MountSpec(
+        kind="volume", source="data", target="/b", options=("nocopy",)
+    )
     assert parse_mount("type=volume,target=/b") == MountSpec(kind="volume", target="/b")
     assert parse_mount('type=bind,"source=/a,b",target=/c').source == "/a,b"
     assert parse_mount("type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=1770") == MountSpec(

@@ -28,7 +28,7 @@ def test_sizes(text: str, size: int) -> None:
     assert units.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "1q", "1.2.3m", "one", "1kk", "١m", "1e3", "1i", "0x10"])
+@pytest.mark.parametrize("text", ["", "m", "-1", "1q", "1.2.3m", "one", "1kk", "\u0661m", "1e3", "1i", "0x10"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidArgument):
         units.parse_size(text)
@@ -129,7 +129,15 @@ def test_ago() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0B"), (999, "999B"), (1000, "1kB"), (7_800_000, "7.8MB"), (78_123_456, "78.1MB"), (999_999_999, "1000MB"), (1_240_000_000, "1.24GB")],
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (7_800_000, "7.8MB"),
+        (78_123_456, "78.1MB"),
+        (999_999_999, "1000MB"),
+        (1_240_000_000, "1.24GB"),
+    ],
 )
 def test_decimal_sizes(size: int, text: str) -> None:
     assert units.human_size(size) == text

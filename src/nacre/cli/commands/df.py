@@ -9,6 +9,7 @@ from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command
 from nacre.cli.table import Field, show
 from nacre.cli.units import human_size
+from nacre.cli.usage import allocated, container_size
 from nacre.model.container import State
 
 
@@ -49,13 +50,16 @@ def _images(ctx: Context) -> Kind:
 
 
 def _containers(ctx: Context) -> Kind:
-    found = [(container.size()[0], container.state in (State.RUNNING, State.PAUSED)) for container in ctx.engine.containers.list(all=True)]
+    found = [
+        (container_size(ctx, container)[0], container.state in (State.RUNNING, State.PAUSED))
+        for container in ctx.engine.containers.list(all=True)
+    ]
     running = sum(active for _, active in found)
     return Kind("Containers", len(found), running, sum(size for size, _ in found), sum(size for size, active in found if not active))
 
 
 def _volumes(ctx: Context) -> Kind:
-    found = [(ctx.engine.volumes.size(volume["Name"]), bool(volume["UsedBy"])) for volume in ctx.engine.volumes.list()]
+    found = [(allocated(volume["Mountpoint"]), bool(volume["UsedBy"])) for volume in ctx.engine.volumes.list()]
     used = sum(active for _, active in found)
     return Kind("Local Volumes", len(found), used, sum(size for size, _ in found), sum(size for size, active in found if not active))
 

@@ -99,6 +99,8 @@ def matches_reference(row: Row, pattern: str) -> bool:
         except NacreError:
             return False
         return row.repository == wanted.familiar_name and wanted.tag in ("", row.tag) and wanted.digest in ("", row.digest)
+    if row.repository == NONE:
+        return False
     name, tag = row.repository, f"{row.repository}:{row.tag}"
     return any(text.count("/") == pattern.count("/") and fnmatch.fnmatchcase(text, pattern) for text in (name, tag))
 

@@ -89,7 +89,9 @@ def _container(ctx: Context, name: str, *, size: bool) -> dict[str, Any]:
     container = ctx.engine.containers.get(name)
     answer = container.inspect()
     if size:
-        answer["SizeRw"], answer["SizeRootFs"] = container.size()
+        from nacre.cli.usage import container_size
+
+        answer["SizeRw"], answer["SizeRootFs"] = container_size(ctx, container)
     return answer
 
 

@@ -7,7 +7,7 @@ import sys
 from nacre.cli.context import Context, is_terminal
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.errors import NotFound
-from nacre.model.image import Image
+from nacre.model.image import Image, Progress
 from nacre.model.reference import Reference
 
 
@@ -20,8 +20,14 @@ def run(ctx: Context, args: Arguments) -> int:
             "requested load from stdin, but stdin is empty", hint="Name a file with -i, or redirect one: nacre load < image.tar"
         )
     with progress.on("stdout", quiet=args.quiet) as display:
+
+        def show(step: Progress) -> None:
+            # What was loaded is said below, with -q too.
+            if (step.item, step.stage) != ("manifest", "done"):
+                display(step)
+
         try:
-            images = ctx.engine.images.load(args.input or sys.stdin.buffer, progress=display)
+            images = ctx.engine.images.load(args.input or sys.stdin.buffer, progress=show)
         except FileNotFoundError:
             raise NotFound(f"open {args.input}: no such file or directory") from None
     for image in images:

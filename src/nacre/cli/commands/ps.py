@@ -24,10 +24,10 @@ FILTERS = (
 )
 
 
-def fields(*, full: bool, sizes: bool) -> dict[str, Field]:
-    """The fields of a container, in Docker's names, and our Isolation. full: nothing cut short; sizes: compute Size."""
+def fields(ctx: Context, *, full: bool, sizes: bool = False) -> dict[str, Field]:
+    """The fields of a container, in Docker's names, and our Isolation. full: nothing cut short; sizes: JSON has Size too."""
     cut: Callable[[str], str] = (lambda text: text) if full else short_id
-    table = {
+    return {
         "ID": Field("CONTAINER ID", lambda item: cut(item.id)),
         "Image": Field("IMAGE", lambda item: image_text(item, full=full)),
         "Command": Field("COMMAND", lambda item: command_text(item, full=full)),
@@ -43,10 +43,9 @@ def fields(*, full: bool, sizes: bool) -> dict[str, Field]:
         "Mounts": Field("MOUNTS", lambda item: ",".join(mount_names(item, full=full))),
         "LocalVolumes": Field("LOCAL VOLUMES", lambda item: str(sum(mount.kind == "volume" for mount in item.record.mounts))),
         "Networks": Field("NETWORKS", lambda item: item.record.spec.network),
+        # Finding it means looking at every file.
+        "Size": Field("SIZE", lambda item: size_text(ctx, item), in_json=sizes),
     }
-    if sizes:
-        table["Size"] = Field("SIZE", size_text)
-    return table
 
 
 def image_text(item: Container, *, full: bool) -> str:
@@ -96,9 +95,11 @@ def volume_name(mount: Any) -> str:
     return next((option[5:] for option in mount.options if option.startswith("name=")), "") if mount.kind == "volume" else ""
 
 
-def size_text(item: Container) -> str:
+def size_text(ctx: Context, item: Container) -> str:
     """``12.3kB (virtual 7.81MB)``: what it wrote, and with its image."""
-    own, whole = item.size()
+    from nacre.cli.usage import container_size
+
+    own, whole = container_size(ctx, item)
     return f"{human_size(own)} (virtual {human_size(whole)})"
 
 
@@ -114,9 +115,16 @@ def run(ctx: Context, args: Arguments) -> int:
         containers = select(ctx, containers, filters)
     if last > 0:
         containers = containers[:last]
-    sizes = args.size or ".Size" in args.format
     columns = (*COLUMNS, "Size") if args.size else COLUMNS
-    show(ctx, containers, fields(full=args.no_trunc, sizes=sizes), args.format, columns, quiet="ID" if args.quiet else "", kind="container")
+    show(
+        ctx,
+        containers,
+        fields(ctx, full=args.no_trunc, sizes=args.size),
+        args.format,
+        columns,
+        quiet="ID" if args.quiet else "",
+        kind="container",
+    )
     return 0
 
 

@@ -10,7 +10,6 @@ from nacre.errors import NotFound
 
 if TYPE_CHECKING:
     from nacre.model.image import Image
-    from nacre.model.reference import Reference
 
 
 def ensure(ctx: Context, name: str, policy: str, platform: str, *, quiet: bool) -> None:
@@ -35,33 +34,11 @@ def _fits(image: Image, platform: str) -> bool:
 
 
 def fetch(ctx: Context, name: str, platform: str, *, stream: str, quiet: bool) -> Image:
-    """Pulls with progress on standard output or standard error; says as Docker does what came of it."""
+    """Pulls with progress on standard output or standard error, in Docker's words (the engine's messages)."""
     from nacre.cli import progress
-    from nacre.model.reference import Reference
 
-    reference = Reference.parse(name).tagged()
-    say = ctx.out if stream == "stdout" else ctx.err
-    before = _present(ctx, name)
-    if not quiet:
-        say(f"{reference.digest or reference.tag}: Pulling from {_path(reference)}")
     with progress.on(stream, quiet=quiet) as display:
-        image = ctx.engine.images.pull(name, platform=platform or None, progress=display)
-    if not quiet:
-        say(f"Digest: {image.digest}")
-        new = "Downloaded newer image for" if before != image.id else "Image is up to date for"
-        say(f"Status: {new} {reference.familiar()}")
-    return image
-
-
-def _present(ctx: Context, name: str) -> str:
-    try:
-        return ctx.engine.images.get(name).id
-    except NotFound:
-        return ""
-
-
-def _path(reference: Reference) -> str:
-    return reference.familiar_name if reference.registry != "docker.io" else reference.repository
+        return ctx.engine.images.pull(name, platform=platform or None, progress=display)
 
 
 def familiar(name: str) -> str:
@@ -85,8 +62,10 @@ def pull(ctx: Context, args: Arguments) -> int:
     reference = Reference.parse(name)
     if not (reference.tag or reference.digest) and not args.quiet:
         ctx.out("Using default tag: latest")
-    fetch(ctx, name, args.platform, stream="stdout", quiet=args.quiet)
-    ctx.out(str(reference.tagged()))
+    image = fetch(ctx, name, args.platform, stream="stdout", quiet=args.quiet)
+    full = str(reference.tagged())
+    # A short name may have been found somewhere else than on Docker Hub.
+    ctx.out(full if reference.digest or full in image.tags or not image.tags else image.tags[-1])
     return 0
 
 
