@@ -60,7 +60,7 @@ def _section(name: str) -> str:
     if command.flags:
         lines.append(_table(command.flags))
     if command.examples:
-        lines += ["Examples:\n", *(f"    nacre {line:<60}  # {meaning}".rstrip() for line, meaning in command.examples), ""]
+        lines += ["Examples:\n", *(f"    # {meaning}\n    nacre {line}\n" for line, meaning in command.examples)]
     return "\n".join(lines)
 
 

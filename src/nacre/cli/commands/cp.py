@@ -100,7 +100,7 @@ def local_target(source: str, path: str, target: str, *, is_directory: bool) -> 
     """(directory, name in it) for what comes from a container; name "" = its contents. Raises InvalidArgument, NotFound."""
     if os.path.isdir(target):
         return (target, "") if contents_only(source) and is_directory else (target, posixpath.basename(path))
-    if os.path.lexists(target):
+    if os.path.lexists(target.rstrip("/") or "/"):
         if is_directory:
             raise InvalidArgument(f"cannot copy a directory to the file {target}")
         if target.endswith("/"):
