@@ -11,7 +11,7 @@ from nacre.errors import Conflict, InvalidArgument
 from nacre.model.container import State
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
 
 
 def run(ctx: Context, args: Arguments) -> int:

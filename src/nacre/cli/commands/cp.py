@@ -18,7 +18,7 @@ from nacre.cli.units import human_size
 from nacre.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
 
 _LINKS = 40  # followed before giving up, as the kernel does
 

@@ -15,7 +15,7 @@ from nacre.cli.units import ago, human_duration, human_size, local_time, parse_t
 from nacre.model.container import State
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
 
 COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Isolation", "Ports", "Names")
 FILTERS = (

@@ -11,7 +11,7 @@ from nacre.cli.spec import SPEC_FLAGS, UNSUPPORTED, attached_streams, container_
 from nacre.errors import Conflict, InvalidArgument, NacreError, NotFound
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
     from nacre.model.container import ContainerSpec
 
 

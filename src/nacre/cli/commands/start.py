@@ -9,7 +9,7 @@ from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
 
 
 def run(ctx: Context, args: Arguments) -> int:

@@ -14,7 +14,7 @@ from nacre.cli.units import binary_size, human_size
 from nacre.errors import NacreError, NotFound
 
 if TYPE_CHECKING:
-    from nacre.engine.containers import Container
+    from nacre.engine import Container
     from nacre.model.container import Stats
 
 PERIOD = 1.0
