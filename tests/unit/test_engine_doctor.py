@@ -95,17 +95,17 @@ def test_each_lack_of_the_kernel_has_its_fix(kernel: dict[str, Any], name: str, 
 
 
 @pytest.mark.parametrize(
-    ("missing", "name", "package"),
+    ("missing", "name", "package", "status"),
     [
-        ("mkfs.erofs", "mkfs.erofs", "erofs-utils"),
-        ("mkfs.ext4", "mkfs.ext4", "e2fsprogs"),
-        ("qemu-system-x86_64", "qemu", "qemu-system-x86"),
+        ("mkfs.erofs", "mkfs.erofs", "erofs-utils", "info"),
+        ("mkfs.ext4", "mkfs.ext4", "e2fsprogs", "warn"),
+        ("qemu-system-x86_64", "qemu", "qemu-system-x86", "warn"),
     ],
 )
-def test_each_missing_program_has_its_package(missing: str, name: str, package: str) -> None:
+def test_each_missing_program_has_its_package(missing: str, name: str, package: str, status: str) -> None:
     host = machine()
     check = look(host.replace(programs={key: path for key, path in host.programs.items() if key != missing}))[name]
-    assert (check.status, check.fix) == ("warn", f"apt-get install {package}")
+    assert (check.status, check.fix) == (status, f"apt-get install {package}")
 
 
 def test_other_distributions_use_their_own_names() -> None:
@@ -119,7 +119,7 @@ def test_other_distributions_use_their_own_names() -> None:
 def test_loop_mounts_and_old_tools_are_fine() -> None:
     found = look(machine(kernel=good(erofs="loop"), versions={"mkfs.erofs": "mkfs.erofs 1.5"}))
     assert (found["erofs"].status, found["mkfs.erofs"].status) == ("ok", "ok")
-    assert "1.8" in found["mkfs.erofs"].found
+    assert found["mkfs.erofs"].found == "1.5"
 
 
 def test_guest_kernels() -> None:
