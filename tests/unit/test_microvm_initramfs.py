@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +69,24 @@ def test_built_once(cache: Path, tmp_path: Path) -> None:
     stem.write_bytes(b"two")
     assert initramfs.build(str(stem)) != first
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_nobody_used_for_a_month_is_removed(cache: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "stem"
+    stem.write_bytes(b"old")
+    old = Path(initramfs.build(str(stem)))
+    (cache / "kernel-of-somebody").write_bytes(b"")
+    os.utime(cache / "kernel-of-somebody", (1, 1))
+    os.utime(old, (1, 1))
+    assert initramfs.build(str(stem)) == str(old)
+    stem.write_bytes(b"new")
+    initramfs.build(str(stem))
+    assert old.exists()
+    os.utime(old, (1, 1))
+    stem.write_bytes(b"newer")
+    initramfs.build(str(stem))
+    assert not old.exists()
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_modules_decide_the_key(cache: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
 from nacre.errors import HostError
@@ -24,6 +25,8 @@ DIRECTORIES = ("dev", "modules", "proc", "run", "stage", "sys", "tmp")
 NODES = (("dev/console", 0o600, 5, 1), ("dev/kmsg", 0o644, 1, 11), ("dev/null", 0o666, 1, 3))
 
 _S_IFDIR, _S_IFREG, _S_IFCHR = 0o040000, 0o100000, 0o020000
+_PREFIX = "initramfs-"
+_UNUSED_SECONDS = 30 * 86400
 _ZSTD_HINT = "pip install backports.zstd, or use Python 3.14"
 
 
@@ -53,15 +56,27 @@ def build(stem: str, modules: Sequence[str] = ()) -> str:
     """
     contents = [(path, _read(path)) for path in modules]
     init = _read(stem)
-    path = f"{cache_directory()}/boot/initramfs-{_key(init, contents)}"
-    if not os.path.exists(path):
+    path = f"{cache_directory()}/boot/{_PREFIX}{_key(init, contents)}"
+    try:
+        os.utime(path)
+    except OSError:
         data = archive(init, [(os.path.basename(file).partition(".ko")[0] + ".ko", _plain(file, raw)) for file, raw in contents])
         try:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             atomic_write(path, data, fsync=False)
+            _prune(os.path.dirname(path))
         except OSError as error:
             raise explain(error, f"write the initramfs {path}") from error
     return path
+
+
+def _prune(directory: str) -> None:
+    """Remove archives that no start has used for a month: every new stem makes new ones."""
+    limit = time.time() - _UNUSED_SECONDS
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and entry.stat().st_mtime < limit:
+                os.unlink(entry.path)
 
 
 def _key(init: bytes, contents: Iterable[tuple[str, bytes]]) -> str:

@@ -286,12 +286,8 @@ def _greet(channel: Channel, sandbox: Sandbox, machine: qemu.Machine) -> None:
     """Wait for the guest's stem."""
     try:
         channel.hello(timeout=BOOT_SECONDS)
-    except TimeoutError:
-        raise boot_error(sandbox.directory, f"the guest did not answer within {BOOT_SECONDS:g} s", machine) from None
-    except wire.Refused as refused:
-        raise boot_error(sandbox.directory, refused.text, machine) from refused
-    except SandboxGone as gone:
-        raise boot_error(sandbox.directory, gone.message, machine) from gone
+    except SandboxError as error:
+        raise boot_error(sandbox.directory, error.message.removeprefix("hello: "), machine) from error
 
 
 def boot_error(directory: str, seen: str, machine: qemu.Machine) -> SandboxError:
