@@ -26,7 +26,6 @@ from nacre.linux.files import explained
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, Spawn, op
 from nacre.model.value import Value
-from nacre.wire import stem as wire
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 512
