@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import ocipack
 from nacre import ContainerSpec, Engine, Level, State
 
 CRASH_CHILD = Path(__file__).with_name("crash_child.py")
@@ -59,16 +65,17 @@ def ids(directories: Any) -> set[str]:
 
 
 @pytest.fixture
-def clean(remains: Callable[[set[str]], set[str]], eventually: Any) -> Callable[[set[str]], None]:
-    """`clean(ids)`: nothing of these containers is on the host, and nothing else that was not there before the test."""
+def clean(remains: Callable[[set[str]], set[str]], eventually: Any) -> Callable[..., None]:
+    """`clean(ids, stopped)`: nothing of these containers is on the host; of the stopped ones nothing but their own directory."""
     before = remains(set())
 
-    def check(containers: set[str]) -> None:
+    def check(containers: Set[str], stopped: Set[str] = frozenset()) -> None:
         left: set[str] = set()
+        kept = tuple(f"/containers/{identifier}" for identifier in stopped)
 
         def nothing() -> bool:
             left.clear()
-            left.update(remains(containers) - before)
+            left.update(line for line in remains(containers | stopped) - before if not line.endswith(kept))
             return not left
 
         # The kernel deletes interfaces in the background.
@@ -84,7 +91,7 @@ def clean(remains: Callable[[set[str]], set[str]], eventually: Any) -> Callable[
 
 
 def test_an_engine_killed_at_any_step_of_run(
-    engine: Engine, image: str, crasher: Crasher, fresh: Callable[[], Engine], directories: Any, clean: Callable[[set[str]], None]
+    engine: Engine, image: str, crasher: Crasher, fresh: Callable[[], Engine], directories: Any, clean: Callable[..., None]
 ) -> None:
     level = Level.PROCESS
     died = survived = 0
@@ -109,3 +116,119 @@ def test_an_engine_killed_at_any_step_of_run(
     assert not killed, "the verb did not come to its end"
     assert died
     assert survived > 1, "killed after the container ran, it goes on"
+
+
+def test_an_engine_killed_at_any_step_of_rm(
+    engine: Engine, image: str, crasher: Crasher, fresh: Callable[[], Engine], directories: Any, clean: Callable[..., None]
+) -> None:
+    """Before the removal has begun it runs on; from then on the next call completes what is missing."""
+    died = survived = 0
+    for step in range(1, MAX_STEPS):
+        made = engine.containers.run(ContainerSpec(image=image, command=("sleep",), name="going"))
+        killed = crasher(step, "rm", made.id)
+        with fresh() as second:
+            left = second.containers.list(all=True)
+            for container in left:
+                assert (container.id, container.state) == (made.id, State.RUNNING), f"step {step}"
+                assert container.exec(["true"]).wait() == 0
+                container.remove(force=True)
+            survived += len(left)
+            died += not left
+        clean({made.id})
+        if not killed:
+            break
+    assert not killed, "the verb did not come to its end"
+    assert died > 1
+    assert survived
+
+
+def test_an_engine_killed_at_any_step_of_start(
+    engine: Engine, image: str, crasher: Crasher, fresh: Callable[[], Engine], directories: Any, clean: Callable[..., None]
+) -> None:
+    """It runs, or is as it was before; then it can be started."""
+    made = engine.containers.run(ContainerSpec(image=image, command=("sleep",)))
+    died = survived = 0
+    for step in range(1, MAX_STEPS):
+        made.kill()
+        killed = crasher(step, "start", made.id)
+        with fresh() as second:
+            container = second.containers.get(made.id)
+            if container.state is State.RUNNING:
+                survived += 1
+            else:
+                assert (container.state, container.record.exit_code) == (State.EXITED, 137), f"step {step}"
+                assert container.record.error in ("", "its start was interrupted")
+                if step % 2:  # cleaned up by whoever comes by, or by the next start itself
+                    second.containers.list()
+                    clean(set(), {made.id})
+                container.start()
+                died += 1
+            assert container.exec(["true"]).wait() == 0
+        if not killed:
+            break
+    assert not killed, "the verb did not come to its end"
+    assert died
+    assert survived > 1
+
+
+def tree(root: Path) -> dict[str, Any]:
+    """Everything an engine has stored of images: the content of files by path; names of temporary files without what is random."""
+    found: dict[str, Any] = {}
+    for path in (path for name in ("blobs", "images", "layers") for path in (root / name).rglob("*")):
+        name = re.sub(r"\.tmp-\w+|\.\d+\.\w+\.tmp", "(temporary)", str(path.relative_to(root)))
+        if path.is_file() and "lock" not in name:
+            data = path.read_bytes()
+            found[name] = json.loads(data) if path.suffix == ".json" and "(temporary)" not in name else data
+    return found
+
+
+@pytest.fixture
+def small_image(registry: Any, tmp_path: Path) -> str:
+    """A pullable image of two small layers."""
+    layers = [
+        ocipack.layer_from_members([ocipack.directory_member("data"), ocipack.file_member("data/one", b"1" * 100_000)]),
+        ocipack.layer_from_members([ocipack.file_member("data/two", b"2"), ocipack.link_member("data/link", "two")]),
+    ]
+    ocipack.write_layout(tmp_path / "small", layers, {"Cmd": ["/data/one"]})
+    registry.push(tmp_path / "small", "library/small:latest")
+    return "small"
+
+
+@pytest.fixture
+def quick_directory() -> Iterator[Path]:
+    """A temporary directory in memory, where waiting for the disk costs nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as made:
+        yield Path(made)
+
+
+def test_an_engine_killed_at_any_step_of_pull(small_image: str, quick_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the image is there, whole, or it is not; pulling it again gives exactly what an undisturbed pull gives."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)  # reading the real ones takes most of the time of a small pull
+    with Engine(str(quick_directory / "whole"), str(quick_directory / "whole-run")) as engine:
+        engine.images.pull(small_image)
+        expected = tree(quick_directory / "whole")
+    crashing = SimpleNamespace(root=str(quick_directory / "root"), run=str(quick_directory / "run"))
+    before = after = 0
+    states: list[dict[str, Any]] = []
+    with contextlib.closing(Crasher(crashing)) as crasher:
+        for step in range(1, MAX_STEPS):
+            shutil.rmtree(crashing.root, ignore_errors=True)
+            killed = crasher(step, "pull", small_image)
+            state = tree(Path(crashing.root))
+            if killed and state in states:
+                continue  # what this step would have changed was no file
+            states.append(state)
+            with Engine(crashing.root, crashing.run) as second:
+                if [found.id for found in second.images.list()]:
+                    after += 1
+                    found = tree(Path(crashing.root))
+                    assert expected.items() <= found.items(), f"step {step}"
+                else:
+                    before += 1
+                second.images.pull(small_image)
+                assert tree(Path(crashing.root)) == expected, f"step {step}"
+            if not killed:
+                break
+    assert not killed, "the verb did not come to its end"
+    assert before > 5
+    assert after > 1

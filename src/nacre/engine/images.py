@@ -26,6 +26,7 @@ class Images:
         from nacre.images.pull import pull
 
         wanted = parse_platform(platform) if platform else None
+        self._core.layers.sweep()
         image = pull(self._core.images, reference, platform=wanted, sink=self._core.layers, progress=progress)
         self._core.event("image", "pull", reference, name=reference)
         return image

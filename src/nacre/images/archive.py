@@ -237,7 +237,7 @@ class _Loader:
         sizes = self._unpack(layers)
         image = make_image(manifest.config.digest, digest, configuration, layers, sizes)
         for tag in tags or (None,):
-            image = self.store.add(image, sizes, tag=tag)
+            image = self.store.add(image, tag=tag)
             self.report("manifest", "done", message=f"Loaded image: {tag.familiar()}" if tag else f"Loaded image ID: {image.id}")
         return image
 
@@ -259,11 +259,10 @@ class _Loader:
             self.files.take(digest)
 
     def _unpack(self, layers: tuple[Layer, ...]) -> dict[str, int]:
-        before = self.store.layer_sizes()
         sizes: dict[str, int] = {}
         for layer in {layer.diff_id: layer for layer in layers}.values():
             if self.sink.has(layer.diff_id):
-                sizes[layer.diff_id] = before.get(layer.diff_id, 0)
+                sizes[layer.diff_id] = self.sink.size(layer.diff_id)
                 self.report(short(layer.blob), "exists", message="Already exists")
             else:
                 sizes[layer.diff_id] = self._unpack_one(layer)

@@ -25,6 +25,10 @@ class LayerSink(Protocol):
         """Whether the layer is there, complete."""
         ...
 
+    def size(self, diff_id: str) -> int:
+        """Bytes unpacked of a layer that is there."""
+        ...
+
     def unpack(self, diff_id: str, stream: LayerStream, /) -> int:
         """Unpack the uncompressed tar and return the bytes unpacked.
 

@@ -125,7 +125,7 @@ class _Pull:
         image = make_image(manifest.config.digest, manifest_digest, configuration, layers, sizes)
         reference = self.reference
         tag = None if reference.digest else reference
-        image = self.store.add(image, sizes, tag=tag, digest=reference.replace(tag="", digest=top.digest))
+        image = self.store.add(image, tag=tag, digest=reference.replace(tag="", digest=top.digest))
         self.report("manifest", "done", message=f"Digest: {top.digest}")
         newer = "Image is up to date for" if known is not None and str(reference) in known else "Downloaded newer image for"
         self.report("manifest", "done", message=f"Status: {newer} {name}")
@@ -195,12 +195,11 @@ class _Pull:
 
     def _bring_layers(self, layers: tuple[Layer, ...]) -> dict[str, int]:
         """Have all layers unpacked; returns their unpacked sizes by diff_id."""
-        before = self.store.layer_sizes()
         sizes: dict[str, int] = {}
         jobs: list[_Job] = []
         for layer in {layer.diff_id: layer for layer in layers}.values():
             if self.sink.has(layer.diff_id):
-                sizes[layer.diff_id] = before.get(layer.diff_id, 0)
+                sizes[layer.diff_id] = self.sink.size(layer.diff_id)
                 self.report(short(layer.blob), "exists", message="Already exists")
             else:
                 self.report(short(layer.blob), "waiting", 0, layer.size)

@@ -68,6 +68,10 @@ class MemorySink:
         """Whether the layer was unpacked completely."""
         return diff_id in self.layers
 
+    def size(self, diff_id: str) -> int:
+        """Size of the layer's tar."""
+        return len(self.layers[diff_id])
+
     def unpack(self, diff_id: str, stream: io.RawIOBase, /) -> int:
         """Keep a layer; returns the size of its tar."""
         parts = []
