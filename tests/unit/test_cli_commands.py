@@ -501,6 +501,7 @@ def test_top() -> None:
     assert top.chosen(["aux"]) == top.chosen(["-ef"]) == top.chosen([])
     assert top.chosen(["-o", "pid,cmd"]) == top.chosen(["-opid,cmd"]) == ("PID", "CMD")
     assert top.clock(3725.9) == "01:02:05"
+    assert [top.terminal(device) for device in ("0", "34816", "34817", "1025", "x")] == ["?", "pts/0", "pts/1", "tty1", "?"]
     for words in (["-o", "pid,nose"], ["--forest"], ["-o", ","]):
         with pytest.raises(UsageError):
             top.chosen(words)

@@ -11,6 +11,7 @@ from nacre.cli.table import Field, show
 from nacre.cli.units import human_size
 from nacre.cli.usage import allocated, container_size
 from nacre.model.container import State
+from nacre.model.image import Image
 
 
 class Kind(NamedTuple):
@@ -42,11 +43,19 @@ def _images(ctx: Context) -> Kind:
     found = ctx.engine.images.list()
     used = {container.record.image_id for container in ctx.engine.containers.list(all=True)}
     # Layers that images share are there once: counted once, and free only when no used image has them.
-    layers = {layer.diff_id: layer.size for image in found for layer in image.layers}
-    kept = {layer.diff_id for image in found if image.id in used for layer in image.layers}
-    whole = sum(image.size for image in found) if not any(layers.values()) else sum(layers.values())
-    free = sum(size for diff_id, size in layers.items() if diff_id not in kept)
+    layers = {digest: size for image in found for digest, size in _layer_sizes(image).items()}
+    kept = {digest for image in found if image.id in used for digest in _layer_sizes(image)}
+    whole = sum(layers.values())
+    free = sum(size for digest, size in layers.items() if digest not in kept)
     return Kind("Images", len(found), sum(image.id in used for image in found), whole, free)
+
+
+def _layer_sizes(image: Image) -> dict[str, int]:
+    """Bytes on this host by layer. An image whose history does not tell is counted as one piece."""
+    sizes = [step.size for step in image.history if not step.empty]
+    if len(sizes) != len(image.layers) or sum(sizes) != image.size:
+        return {image.id: image.size}
+    return {layer.diff_id: size for layer, size in zip(image.layers, sizes, strict=True)}
 
 
 def _containers(ctx: Context) -> Kind:

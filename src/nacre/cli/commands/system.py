@@ -45,7 +45,7 @@ def lines(answer: dict[str, Any], indent: str = "") -> list[str]:
     for name, value in answer.items():
         if isinstance(value, dict):
             made += [f"{indent}{_words(name)}:", *lines(value, indent + "  ")]
-        else:
+        elif value not in ("", None):
             made.append(f"{indent}{_words(name)}: {_text(name, value)}")
     return made
 

@@ -9,15 +9,15 @@ from typing import Any
 from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command, UsageError
 from nacre.cli.table import align
+from nacre.cli.units import parse_time
 
-# Column -> how it is found. Times are those of ps(1) from procps.
 _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "UID": lambda row: str(row["uid"]),
     "USER": lambda row: str(row["uid"]),
     "PID": lambda row: str(row["pid"]),
     "PPID": lambda row: str(row["ppid"]),
-    "STIME": lambda row: started(row),
-    "TTY": lambda row: row["tty"] or "?",
+    "STIME": lambda row: started(row["moment"]),
+    "TTY": lambda row: terminal(row["tty"]),
     "TIME": lambda row: clock(row["cpu"]),
     "CMD": lambda row: row["command"],
     "COMMAND": lambda row: row["command"],
@@ -29,7 +29,13 @@ _DEFAULT = ("UID", "PID", "PPID", "STIME", "TTY", "TIME", "CMD")
 def run(ctx: Context, args: Arguments) -> int:
     """`nacre top`."""
     columns = chosen(args.rest[1:])
-    rows = ctx.engine.containers.get(args.rest[0]).top()
+    container = ctx.engine.containers.get(args.rest[0])
+    rows = container.top()
+    # Times of start count from the boot of the kernel in question, which may be the container's own. The first process is the link
+    # between that clock and ours.
+    first = min((row["start"] for row in rows), default=0.0)
+    for row in rows:
+        row["moment"] = parse_time(container.record.started) + row["start"] - first
     for line in align([list(columns), *([_COLUMNS[name](row) for name in columns] for row in rows)], minimum=20):
         ctx.out(line)
     return 0
@@ -54,11 +60,19 @@ def chosen(options: list[str]) -> tuple[str, ...]:
     return names
 
 
-def started(row: dict[str, Any]) -> str:
-    """Clock time of the start, or the day when that was not today. `start` is in seconds since the boot of its kernel."""
-    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    moment = time.localtime(time.time() - max(0.0, uptime - row["start"]))
-    return time.strftime("%H:%M" if moment[:3] == time.localtime()[:3] else "%b%d", moment)
+def started(moment: float) -> str:
+    """Clock time of the start, or the day when that was not today."""
+    local = time.localtime(moment)
+    return time.strftime("%H:%M" if local[:3] == time.localtime()[:3] else "%b%d", local)
+
+
+def terminal(device: str) -> str:
+    """The name of a terminal from its device number (proc(5), tty_nr): ``pts/0``, ``tty1``; "?" for none."""
+    number = int(device) if device.isascii() and device.isdigit() else 0
+    major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
+    if 136 <= major <= 143:
+        return f"pts/{minor + (major - 136) * 256}"
+    return f"tty{minor}" if major == 4 else "?"
 
 
 def clock(seconds: float) -> str:
