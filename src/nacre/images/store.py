@@ -137,11 +137,6 @@ class ImageStore:
         document = json.loads(self.content.read(image.id, _MAX_CONFIG))
         return document if isinstance(document, dict) else {}
 
-    def layer_sizes(self) -> dict[str, int]:
-        """Unpacked size in bytes by diff_id, of the layers of all images."""
-        records = (self._read_record(identifier) or {} for identifier in self._load().images)
-        return {diff_id: size for record in records for diff_id, size in record.get("layer_sizes", {}).items() if size}
-
     # -- changing ----------------------------------------------------------------------------------------------------------
 
     def hold(self) -> Lock:
@@ -150,12 +145,12 @@ class ImageStore:
         with translate(self.root):
             return Lock(f"{self.root}/use.lock", shared=True)
 
-    def add(self, image: Image, layer_sizes: dict[str, int], *, tag: Reference | None = None, digest: Reference | None = None) -> Image:
+    def add(self, image: Image, *, tag: Reference | None = None, digest: Reference | None = None) -> Image:
         """Record an image whose content and layers are all there; the given names move to it from wherever they were.
 
-        To be called under `hold`. layer_sizes: unpacked bytes by diff_id. Returns the image with all its names.
+        To be called under `hold`. Returns the image with all its names.
         """
-        record = {"image": image.replace(tags=(), repo_digests=()).to_data(), "layer_sizes": layer_sizes}
+        record = {"image": image.replace(tags=(), repo_digests=()).to_data()}
         with self._changing() as references:
             write_file(self._path(image.id), json.dumps(record, separators=(",", ":")).encode())
             if image.id not in references.images:
