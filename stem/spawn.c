@@ -291,7 +291,8 @@ int spawn_local(struct proc *p, const struct spawn *s, struct failure *f)
 	}
 	p->exit_path = s->exit.size ? span_dup(s->exit) : NULL;
 	p->oom_path = s->oom.size ? span_dup(s->oom) : NULL;
-	p->oom_before = oom_count(p->oom_path);
+	int64_t before = oom_count(p->oom_path);
+	p->oom_before = before < 0 ? 0 : before; /* a group that the plan has yet to make begins at 0 */
 	p->rows = s->rows;
 	p->columns = s->columns;
 	rc = make_streams(p, &e);
