@@ -82,15 +82,15 @@ def put_tar(stream: Stream, source: Any) -> None:
 
 
 def stat_line(stream: Stream, path: str, container: str) -> dict[str, Any]:
-    """The answer of the `stat` program as name, mode, size, mtime and linkTarget. Raises NotFound."""
+    """The answer of the `stat` program as name, mode, size, mtime (seconds since the epoch) and linkTarget. Raises NotFound."""
     code, output, errors = stream.communicate()
     if code:
         raise NotFound(f"Could not find the file {path} in container {container}", details=errors.decode(errors="replace").strip())
-    mode, size, mtime, name, target = (output.rstrip(b"\n").split(b"\0") + [b""] * 5)[:5]
+    mode, size, mtime, name, target = (output.removesuffix(b"\n").split(b"\0") + [b""] * 5)[:5]
     return {
         "name": name.decode(errors="replace"),
         "mode": int(mode),
         "size": int(size),
-        "mtime": float(mtime),
+        "mtime": int(mtime) / 1e9,
         "linkTarget": target.decode(errors="replace"),
     }

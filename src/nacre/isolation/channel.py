@@ -11,6 +11,8 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from nacre.errors import BadContent, CommandNotExecutable, CommandNotFound, ExecError, NotFound, SandboxError, SandboxGone
 from nacre.linux.process import signal_number
@@ -20,6 +22,7 @@ from nacre.wire import stem as wire
 
 ENOENT, EACCES, ENOEXEC, ESRCH, ESHUTDOWN = 2, 13, 8, 3, 108
 CHUNK = 256 * 1024
+T = TypeVar("T")
 
 
 class Exit(Value):
@@ -35,8 +38,8 @@ class Channel:
     """A connection to the stem of the sandbox in `directory`.
 
     custody: this caller cleans up when the sandbox ends, so the stem need not start its exit command.
-    timeout: seconds to wait for the greeting (a guest answers when it has booted), None = as long as the stem lives.
-    Raises SandboxGone when no stem listens, or when it ends during a request.
+    Raises SandboxGone when no stem listens, or when it ends during a request; every request raises SandboxError when the stem refuses
+    it, and BadContent when an answer is malformed.
     """
 
     def __init__(self, directory: str, *, custody: bool = False) -> None:
@@ -66,7 +69,11 @@ class Channel:
     def hello(self, *, timeout: float | None = None) -> wire.Hello:
         """Greet. A relay answers once its guest is ready. Raises SandboxError(stage="boot") after `timeout` seconds."""
         flags = wire.CUSTODY if self._custody else 0
-        return wire.decode_hello(self._request(wire.Type.HELLO, wire.u32(wire.VERSION), flags=flags, timeout=timeout).payload)
+        try:
+            answer = self._plain(wire.Type.HELLO, wire.u32(wire.VERSION), flags=flags, timeout=timeout, stage="boot")
+        except TimeoutError:
+            raise SandboxError(f"the sandbox did not answer within {timeout:g} s", stage="boot") from None
+        return _decoded(wire.decode_hello, answer)
 
     def announce(self) -> None:
         """Take custody without waiting for an answer, which a guest gives only when it has booted."""
@@ -84,7 +91,7 @@ class Channel:
             answer = self._request(wire.Type.SPAWN, payload, flags=flags)
         except wire.Refused as refused:
             raise _plan_error(refused, spawn) from refused
-        return wire.decode_spawned(answer.payload)
+        return _decoded(wire.decode_spawned, answer)
 
     def attach(self, proc: int, *, stdin: bool = True) -> None:
         """Receive the process's output from now on, and with `stdin` be one of its writers."""
@@ -101,23 +108,27 @@ class Channel:
     def wait(self, proc: int, *, timeout: float | None = None, local: bool = False) -> Exit | None:
         """How the process ended, waiting for it; None after `timeout` seconds (then this channel must not be used further)."""
         try:
-            answer = self._request(wire.Type.WAIT, proc=proc, flags=wire.LOCAL if local else 0, timeout=timeout)
+            answer = self._plain(wire.Type.WAIT, proc=proc, flags=wire.LOCAL if local else 0, timeout=timeout)
         except TimeoutError:
             return None
         return decode_exit(answer)
 
     def end(self, proc: int, number: int, *, timeout: float | None) -> bool:
         """Send a signal and wait up to `timeout` seconds for the process's end; whether it came. The sandbox's end is its end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            self.signal(proc, number)
-            return self.wait(proc, timeout=timeout) is not None
+            # A guest that hangs does not even answer the signal.
+            self._plain(wire.Type.SIGNAL, wire.u32(number), proc=proc, gone=True, timeout=timeout)
+            return self.wait(proc, timeout=None if deadline is None else max(0.0, deadline - time.monotonic())) is not None
+        except TimeoutError:
+            return False
         except SandboxGone:
             return True
 
     def stat(self, *, timeout: float | None = None) -> list[tuple[int, int, int, int]]:
         """(process number, pid, state 1 running 2 ended, exit code) of every process of the sandbox; [] when it does not answer in time."""
         try:
-            return wire.decode_stat(self._request(wire.Type.STAT, timeout=timeout).payload)
+            return _decoded(wire.decode_stat, self._plain(wire.Type.STAT, timeout=timeout))
         except TimeoutError:
             return []
 
@@ -129,7 +140,7 @@ class Channel:
         """End the sandbox: power the guest off (at once with `force`), stop the stem. Waits until the stem hung up."""
         deadline = time.monotonic() + timeout
         try:
-            self._plain(wire.Type.SHUTDOWN, flags=wire.FORCE if force else 0)
+            self._plain(wire.Type.SHUTDOWN, flags=wire.FORCE if force else 0, timeout=timeout)
             while self._fill(max(0.0, deadline - time.monotonic())):
                 self._frames.clear()
         except (SandboxGone, TimeoutError):
@@ -175,14 +186,25 @@ class Channel:
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
-    def _plain(self, kind: wire.Type, payload: bytes = b"", *, proc: int = 0, flags: int = 0, gone: bool = False) -> wire.Frame:
+    def _plain(
+        self,
+        kind: wire.Type,
+        payload: bytes = b"",
+        *,
+        proc: int = 0,
+        flags: int = 0,
+        gone: bool = False,
+        timeout: float | None = None,
+        stage: str = "run",
+    ) -> wire.Frame:
+        """A request whose refusal is a SandboxError. gone: that the process ended is none. Raises TimeoutError after `timeout` seconds."""
         try:
-            return self._request(kind, payload, proc=proc, flags=flags)
+            return self._request(kind, payload, proc=proc, flags=flags, timeout=timeout)
         except wire.Refused as refused:
             if gone and refused.errno in (ESRCH, ENOENT):
                 return wire.Frame(wire.Type.OK, 0, proc, 0, b"")
             kind_of_error = SandboxGone if refused.errno == ESHUTDOWN else SandboxError
-            raise kind_of_error(f"{kind.name.lower()}: {refused.text}", stage="run") from refused
+            raise kind_of_error(f"{kind.name.lower()}: {refused.text}", stage=stage) from refused
 
     def _request(self, kind: wire.Type, payload: bytes = b"", *, proc: int = 0, flags: int = 0, timeout: float | None = None) -> wire.Frame:
         self._tag += 1
@@ -200,7 +222,7 @@ class Channel:
                 if frame.tag == tag:
                     self._frames = kept + frames[position + 1 :]
                     if frame.type == wire.Type.ERROR:
-                        raise wire.decode_error(frame.payload)
+                        raise _decoded(wire.decode_error, frame)
                     return frame
                 kept.append(frame)
             if not self._fill(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -225,9 +247,16 @@ class Channel:
 
 
 def decode_exit(frame: wire.Frame) -> Exit:
-    """The value of an EXITED frame."""
-    code, signal, time_ns = wire.decode_exited(frame.payload)
+    """The value of an EXITED frame. Raises BadContent when it is malformed."""
+    code, signal, time_ns = _decoded(wire.decode_exited, frame)
     return Exit(code=code, signal=signal, oom=bool(frame.flags & wire.OOM), time_ns=time_ns)
+
+
+def _decoded(decode: Callable[[bytes], T], frame: wire.Frame) -> T:
+    try:
+        return decode(frame.payload)
+    except ValueError as error:
+        raise BadContent(f"stem sent a malformed {frame.type.name} frame: {error}") from error
 
 
 def read_exit_record(path: str) -> Exit | None:
