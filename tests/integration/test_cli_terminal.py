@@ -217,7 +217,7 @@ def test_outputs_and_codes(cli: Cli, run: Any) -> None:
     assert cli(*run("--rm", "--entrypoint", "/", "--", "x"), code=126).stderr.startswith("nacre: ")
 
 
-def test_a_reader_that_stops(cli: Cli, run: Any, engine: Engine, eventually: Any) -> None:
+def test_a_reader_that_stops(cli: Any, run: Any, engine: Engine, eventually: Any) -> None:
     process = cli.start(*run("--rm", "--", "ticks", "100000", "1"), text=False)
     assert process.stdout.read(7) == b"tick 1\n"
     process.stdout.close()
@@ -228,14 +228,14 @@ def test_a_reader_that_stops(cli: Cli, run: Any, engine: Engine, eventually: Any
     eventually(lambda: engine.containers.list(all=True) == [])
 
 
-def test_a_slow_reader_loses_nothing(cli: Cli, run: Any) -> None:
+def test_a_slow_reader_loses_nothing(cli: Any, run: Any) -> None:
     process = cli.start(*run("--rm", "--", "spam", "4000000"), text=False)
     select.select([process.stdout], [], [], PATIENCE)
     output, errors = process.communicate(timeout=PATIENCE * 2)
     assert (len(output), errors, process.returncode) == (4_000_000, b"", 0)
 
 
-def test_signals_are_passed_on(cli: Cli, run: Any) -> None:
+def test_signals_are_passed_on(cli: Any, run: Any) -> None:
     process = cli.start(*run("--rm", "--", "signal-report"))
     assert process.stdout.readline() == "ready\n"
     for name in ("INT", "HUP", "USR1", "TERM"):
@@ -245,7 +245,7 @@ def test_signals_are_passed_on(cli: Cli, run: Any) -> None:
     process.communicate()
 
 
-def test_without_sig_proxy_only_the_command_line_ends(cli: Cli, run: Any, engine: Engine) -> None:
+def test_without_sig_proxy_only_the_command_line_ends(cli: Any, run: Any, engine: Engine) -> None:
     process = cli.start(*run("--name", "box", "--sig-proxy=false", "--", "signal-report"))
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
@@ -254,7 +254,7 @@ def test_without_sig_proxy_only_the_command_line_ends(cli: Cli, run: Any, engine
     assert engine.containers.get("box").state is State.RUNNING
 
 
-def test_signals_reach_an_exec(cli: Cli, run: Any) -> None:
+def test_signals_reach_an_exec(cli: Any, run: Any) -> None:
     cli(*run("-d", "--name", "box", "--", "sleep"))
     process = cli.start("exec", "box", "trap-term", "5")
     assert process.stdout.readline() == "ready\n"
@@ -263,7 +263,7 @@ def test_signals_reach_an_exec(cli: Cli, run: Any) -> None:
     assert process.returncode == 5
 
 
-def test_logs_follow(cli: Cli, run: Any) -> None:
+def test_logs_follow(cli: Any, run: Any) -> None:
     cli(*run("-d", "--name", "box", "--", "ticks", "20", "50"))
     follower = cli.start("logs", "-f", "box")
     lines = follower.stdout.read().splitlines()
@@ -275,7 +275,7 @@ def test_logs_follow(cli: Cli, run: Any) -> None:
     assert cli("logs", "--until", "1h", "box").stdout == ""
 
 
-def test_a_cli_that_is_killed_leaves_the_container_running(cli: Cli, run: Any, engine: Engine) -> None:
+def test_a_cli_that_is_killed_leaves_the_container_running(cli: Any, run: Any, engine: Engine) -> None:
     process = cli.start(*run("--name", "box", "--", "ticks", "100000", "10"))
     assert process.stdout.readline() == "tick 1\n"
     process.kill()

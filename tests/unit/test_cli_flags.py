@@ -96,7 +96,7 @@ def test_aliases_and_choices() -> None:
         (["-de"], "flag needs an argument: 'e' in -de"),
         (["-n", "x"], 'invalid argument "x" for "-n, --last" flag: expected a whole number'),
         (["--tty=maybe"], 'invalid argument "maybe" for "-t, --tty" flag: expected true or false'),
-        (["-m", "5q"], "invalid argument \"5q\" for \"-m, --memory\" flag: invalid suffix: 'q'"),
+        (["-m", "5q"], 'invalid argument "5q" for "-m, --memory" flag: invalid suffix: \'q\''),
         (["--cpus", "two"], 'invalid argument "two" for "--cpus" flag: failed to parse two as a number of processors'),
     ],
 )

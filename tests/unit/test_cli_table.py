@@ -38,6 +38,13 @@ def test_columns_line_up() -> None:
     assert align([]) == []
 
 
+def test_a_table_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"id": "\x1b[2Jx", "name": "y", "labels": {}}]
+    assert "\x1b" not in shown(capsys, "", items)
+    assert "\x1b" not in shown(capsys, "table {{.ID}}", items)
+    assert shown(capsys, "{{.ID}}", items) == "\x1b[2Jx\n"
+
+
 def test_wide_characters_take_two_columns() -> None:
     assert width("日本") == 4
     assert width("e\u0301") == 1

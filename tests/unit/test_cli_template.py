@@ -162,7 +162,10 @@ def test_printf(template: str, output: str) -> None:
         ("a\n {{.Foo}}", 'template: :2:3: executing "" at <.Foo>: can\'t evaluate field Foo in type volume.Volume'),
         ("{{.Status.N.Bar}}", 'template: :1:9: executing "" at <.Status.N.Bar>: nil pointer evaluating interface {}.Bar'),
         ("{{index .Status.S 5}}", 'template: :1:2: executing "" at <index .Status.S 5>: error calling index: index out of range: 5'),
-        ('{{index .Status.S "a"}}', 'executing "" at <index .Status.S "a">: error calling index: cannot index slice/array with type string'),
+        (
+            '{{index .Status.S "a"}}',
+            'executing "" at <index .Status.S "a">: error calling index: cannot index slice/array with type string',
+        ),
         ('{{slice "hello" 9}}', 'executing "" at <slice "hello" 9>: error calling slice: index out of range: 9'),
         ("{{eq .Name 1}}", 'executing "" at <eq .Name 1>: error calling eq: incompatible types for comparison'),
         ("{{eq .Name}}", 'executing "" at <eq .Name>: error calling eq: missing argument for comparison'),

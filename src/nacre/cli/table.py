@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nacre.cli.context import printable
 from nacre.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def show(
         for item in objects:
             ctx.out(to_json(fields, item))
     elif is_table and not template:
-        rows = [[str(fields[name].value(item)) for name in default] for item in objects]
+        rows = [[printable(str(fields[name].value(item))) for name in default] for item in objects]
         for line in align([[fields[name].header for name in default], *rows]):
             ctx.out(line)
     else:
@@ -108,7 +109,7 @@ def _templated(ctx: Context, objects: Iterable[Any], fields: dict[str, Field], t
         if "can't evaluate field" in error.message and not error.hint:
             error.hint = f"Fields: {', '.join(sorted(fields))}"
         raise
-    for line in align([line.split("\t") for chunk in lines for line in chunk.split("\n")]) if is_table else ():
+    for line in align([printable(line).split("\t") for chunk in lines for line in chunk.split("\n")]) if is_table else ():
         ctx.out(line)
 
 

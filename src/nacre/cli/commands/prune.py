@@ -8,6 +8,7 @@ from nacre.cli.context import Context, confirm
 from nacre.cli.flags import Arguments, Command, Flag
 from nacre.cli.table import short_id
 from nacre.cli.units import human_size
+from nacre.cli.usage import allocated, container_size
 from nacre.errors import NacreError
 
 
@@ -36,38 +37,39 @@ def system(ctx: Context, args: Arguments) -> int:
     parts = ["all stopped containers", *(["anonymous volumes not used by at least one container"] if args.volumes else []), images_too]
     question = "\n".join(["This will remove:", *(f"  - {part}" for part in parts)])
 
-    def everything() -> None:
-        prune_containers(ctx)
-        if args.volumes:
-            prune_volumes(ctx, everything=False)
-        prune_images(ctx, everything=args.all)
+    def everything() -> int:
+        freed = prune_containers(ctx) + (prune_volumes(ctx, everything=False) if args.volumes else 0)
+        return freed + prune_images(ctx, everything=args.all)
 
     return _asked(ctx, args, question, everything)
 
 
-def _asked(ctx: Context, args: Arguments, question: str, action: Callable[[], object]) -> int:
-    if not args.force and not confirm(f"WARNING! {question}"):
-        return 0
-    action()
+def _asked(ctx: Context, args: Arguments, question: str, action: Callable[[], int]) -> int:
+    if args.force or confirm(f"WARNING! {question}"):
+        ctx.out(f"Total reclaimed space: {human_size(action(), 4)}")
     return 0
 
 
-def prune_containers(ctx: Context) -> None:
-    """Removes every container that does not run, and names them."""
+def prune_containers(ctx: Context) -> int:
+    """Removes every container that does not run, and names them; the bytes that became free."""
+    sizes = {container.id: container_size(ctx, container)[0] for container in ctx.engine.containers.list(all=True)}
     removed = ctx.engine.containers.prune()
     if removed:
         ctx.out("\n".join(["Deleted Containers:", *removed, ""]))
+    return sum(sizes.get(identifier, 0) for identifier in removed)
 
 
-def prune_volumes(ctx: Context, *, everything: bool) -> None:
-    """Removes unused volumes: the anonymous ones, or every one."""
+def prune_volumes(ctx: Context, *, everything: bool) -> int:
+    """Removes unused volumes, the anonymous ones or every one, and names them; the bytes that became free."""
+    sizes = {volume["Name"]: allocated(volume["Mountpoint"]) for volume in ctx.engine.volumes.list() if not volume["UsedBy"]}
     removed = ctx.engine.volumes.prune(all=everything)
     if removed:
         ctx.out("\n".join(["Deleted Volumes:", *removed, ""]))
+    return sum(sizes.get(name, 0) for name in removed)
 
 
-def prune_images(ctx: Context, *, everything: bool) -> None:
-    """Removes images that no container uses: those without a name, or every one. What a container uses stays."""
+def prune_images(ctx: Context, *, everything: bool) -> int:
+    """Removes images that no container uses: those without a name, or every one; the bytes that became free."""
     used = {container.record.image_id for container in ctx.engine.containers.list(all=True)}
     lines, freed = [], 0
     for image in ctx.engine.images.list():
@@ -81,7 +83,7 @@ def prune_images(ctx: Context, *, everything: bool) -> None:
             ctx.report(error)
     if lines:
         ctx.out("\n".join(["Deleted Images:", *lines, ""]))
-    ctx.out(f"Total reclaimed space: {human_size(freed, 4)}")
+    return freed
 
 
 _FORCE = Flag("force", "Do not ask", short="f")
