@@ -14,7 +14,8 @@ from nacre.errors import Conflict
 class Lock:
     """An exclusive (or shared) lock on a file. Use as a context manager, or keep `fd`.
 
-    create: make the file when it is absent; otherwise FileNotFoundError is raised. wait: seconds to wait for another holder; 0 = not at all, None = for ever.
+    create: make the file when it is absent; otherwise FileNotFoundError is raised.
+    wait: seconds to wait for another holder; 0 = not at all, None = for ever.
     Raises Conflict("... is busy") when the lock is not free in time; `busy` is the message.
     """
 

@@ -89,13 +89,13 @@ def fake_engine(directory: str) -> Iterator[tuple[Engine, FakeRootfs, FakeNetwor
     engine._core.__dict__.update(images=FakeImages(), rootfs=rootfs, network=network)
     unused: Callable[..., Any] = lambda *_, **__: b""  # noqa: E731
     try:
-        from nacre.isolation import security
+        from nacre.linux import seccomp
 
-        saved, security.seccomp.program = security.seccomp.program, unused
+        saved, seccomp.program = seccomp.program, unused
         try:
             yield engine, rootfs, network
         finally:
-            security.seccomp.program = saved
+            seccomp.program = saved
     finally:
         for container in engine.containers.list():
             container.remove(force=True)
