@@ -68,7 +68,8 @@ class Containers:
         )
         claim = None
         # The verb lock is taken before the row exists: a sweeper that sees a pending row with free locks knows its maker is dead.
-        with self._lifecycle.birth(identifier):
+        with self._core.images.hold(), self._lifecycle.birth(identifier):
+            self._core.images.resolve(image.id)  # nobody may have removed it in between; from the row on it is in use
             record = self._insert(record, named=bool(spec.name))
             try:
                 record = record.replace(mounts=self._mounts(record, image))

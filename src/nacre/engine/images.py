@@ -27,7 +27,11 @@ class Images:
 
         wanted = parse_platform(platform) if platform else None
         self._core.layers.sweep()
-        image = pull(self._core.images, reference, platform=wanted, sink=self._core.layers, progress=progress)
+        try:
+            image = pull(self._core.images, reference, platform=wanted, sink=self._core.layers, progress=progress)
+        except BaseException:
+            self._core.images.collect(self._prune_layers)  # layers that came before what failed
+            raise
         self._core.event("image", "pull", reference, name=reference)
         return image
 
@@ -67,7 +71,7 @@ class Images:
 
     def history(self, reference: str) -> builtins.list[History]:
         """How it was made, newest step first."""
-        return list(reversed(self.get(reference).history))
+        return list(self._core.images.history(reference))
 
     def inspect(self, reference: str) -> dict[str, Any]:
         """Everything known about it, shaped like Docker's."""

@@ -36,6 +36,10 @@ class FakeImages:
         """The image."""
         return [IMAGE]
 
+    def hold(self) -> contextlib.AbstractContextManager[None]:
+        """It never goes away."""
+        return contextlib.nullcontext()
+
 
 class FakeRootfs:
     """Root file systems that are only names."""
