@@ -384,7 +384,7 @@ static void reaped(pid_t pid, int status)
 			return;
 		}
 		uint32_t signal = WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : 0;
-		if (p->state == P_STARTING && p->exec_seen) {
+		if (p->state == P_STARTING && p->exec_seen && !p->failed) {
 			/* The one that cloned it may be a moment longer in dying, with the other copy of the status socket. */
 			watch_close(&p->status);
 			proc_started(p);

@@ -13,12 +13,23 @@
 
 #define READ_MAX CHUNK
 
+static void accept_again(struct timer *t)
+{
+	(void)t;
+	watch_set(&box.listener, EPOLLIN);
+}
+
 void on_accept(struct watch *w, uint32_t events)
 {
+	static struct timer later = { .fire = accept_again };
 	(void)events;
 	int fd = accept4(w->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	if (fd >= 0 && !conn_new(fd, false))
 		close(fd);
+	if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+		watch_set(w, 0); /* no descriptors left: the caller waits in the queue until some are */
+		timer_set(&later, NS_PER_S / 10);
+	}
 }
 
 /* Contents of a small file (procfs and sysfs included): length, or negative errno. */

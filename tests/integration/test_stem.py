@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -248,6 +249,20 @@ def test_garbage_and_sudden_death_of_clients(sandbox: Sandbox) -> None:
         victim.close()
     wait_until(lambda: len(client.stat()) == 20 and all(state == 2 for _, state, _ in client.stat().values()), "all ended")
     wait_until(lambda: sandbox.descriptors() == before, "no descriptor is leaked")
+
+
+def test_out_of_descriptors(sandbox: Sandbox) -> None:
+    client = sandbox.client()
+    used = client.run(execute("true")).code + sandbox.descriptors()
+    resource.prlimit(sandbox.pid, resource.RLIMIT_NOFILE, (used + 4, used + 4))
+    crowd = [sandbox.client() for _ in range(10)]
+    with pytest.raises(wire.Refused) as refused:
+        client.spawn(execute("true"))
+    assert refused.value.errno == errno.EMFILE
+    assert len(client.stat()) == 1
+    for each in crowd[:8]:
+        each.close()
+    assert wait_until(crowd[-1].stat, "the last of the queue is served")
 
 
 def test_channel_frames_are_not_for_clients(sandbox: Sandbox) -> None:
