@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,7 +29,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OWNER = 0x6FFF0000
 CAPABILITIES = 0xA80425FB  # Docker's default set
 MEMORY = 64 << 20
-Result = tuple[int, str]
+
+
+class Result(NamedTuple):
+    code: int
+    said: str
+    oom: bool = False
 
 
 class Lab:
@@ -110,7 +115,7 @@ class Lab:
             said += b"".join(frame.payload for frame in frames if frame.type == wire.Type.OUTPUT)
             for frame in frames:
                 if frame.type == wire.Type.EXITED:
-                    return wire.decode_exited(frame.payload)[0], said.decode()
+                    return Result(wire.decode_exited(frame.payload)[0], said.decode(), bool(frame.flags & wire.OOM))
         raise AssertionError(f"the sandbox ended; it said {said!r}")
 
     def once(self, sandbox: Sandbox, *command: str) -> Result:
@@ -155,10 +160,10 @@ def need_9p() -> None:
 @pytest.mark.parametrize("count", [1, 4, 5, 130])
 def test_layers_in_their_order(lab: Lab, count: int) -> None:
     extra = [lab.layer(f"layer{number}", {"who": str(number).encode(), f"only/{number}": b"x"}) for number in range(1, count)]
-    code, shown = lab.once(lab.sandbox(lab.base(), *extra), "ls", "/only" if count > 1 else "/bin")
+    code, shown, _ = lab.once(lab.sandbox(lab.base(), *extra), "ls", "/only" if count > 1 else "/bin")
     assert code == 0
     assert len(shown.split()) == max(count - 1, 1)
-    code, shown = lab.once(lab.sandbox(lab.base(), *extra), "cat", "/who") if count > 1 else (0, "0")
+    code, shown, _ = lab.once(lab.sandbox(lab.base(), *extra), "cat", "/who") if count > 1 else Result(0, "0")
     assert shown == str(count - 1)
 
 
@@ -185,7 +190,7 @@ def test_every_kernel_that_is_here(lab: Lab) -> None:
     booted = []
     for name in kernels.names():
         wanted = kernels.find(name)
-        code, shown = lab.once(lab.sandbox(kernel=name, resources=Resources()), "uname", "-r")
+        code, shown, _ = lab.once(lab.sandbox(kernel=name, resources=Resources()), "uname", "-r")
         assert (code, shown.strip()) == (0, wanted.version)
         booted.append(name)
     assert booted
@@ -201,7 +206,7 @@ def test_devices_on_pci(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         tree = kernels.ModuleTree(f"/lib/modules/{modular.version}")
     by_pci = modular.replace(transport="pci", modules=tree.order(("virtio_pci", *kernels.NEEDED, *kernels.WELCOME)))
     monkeypatch.setattr(kernels, "find", lambda _: by_pci)
-    assert lab.once(lab.sandbox(), "uname", "-r") == (0, f"{modular.version}\n")
+    assert lab.once(lab.sandbox(), "uname", "-r") == Result(0, f"{modular.version}\n")
 
 
 def test_ownership_on_bind_mounts(lab: Lab) -> None:
@@ -296,7 +301,7 @@ def test_pause(lab: Lab) -> None:
     before = lab.driver.stats(sandbox).cpu
     assert lab.driver.stats(sandbox).cpu - before < 50_000_000
     lab.driver.resume(sandbox)
-    assert lab.run_in(sandbox, channel, "echo", "alive") == (0, "alive\n")
+    assert lab.run_in(sandbox, channel, "echo", "alive") == Result(0, "alive\n")
     channel.close()
 
 
@@ -337,6 +342,13 @@ def test_a_guest_that_panics_tells_why(lab: Lab, monkeypatch: pytest.MonkeyPatch
         lab.boot(sandbox)
     assert caught.value.stage == "boot"
     assert "Kernel panic" in caught.value.details
+
+
+def test_out_of_memory_is_told_from_other_ends(lab: Lab) -> None:
+    limited = Resources(memory=16 << 20)
+    assert lab.once(lab.sandbox(resources=limited), "exit", "137") == Result(137, "")
+    killed = lab.once(lab.sandbox(resources=limited), "alloc", "64")
+    assert (killed.code, killed.oom) == (137, True)
 
 
 def test_too_little_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
