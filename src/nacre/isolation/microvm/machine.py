@@ -33,6 +33,7 @@ DEFAULT_MEMORY = 512
 OVERHEAD = {"pvh": 64, "bzImage": 128}
 
 BOOT_SECONDS = 120.0
+GUEST_SECONDS = 5.0
 RECORD = "vm.json"
 
 # In the guest. The stage is a directory of the initramfs.
@@ -129,12 +130,13 @@ class MicroVm:
         return sample.replace(time=time.time(), memory_limit=limit, pids=self._guest_pids(sandbox))
 
     def _guest_pids(self, sandbox: Sandbox) -> int:
+        """0 when the guest does not say: it is paused, busy or has no container yet."""
         if self.paused(sandbox):
             return 0
         channel = Channel(sandbox.directory)
         try:
-            return int(channel.read_file(f"{GROUP}/pids.current"))
-        except (SandboxError, ValueError):
+            return int(channel.read_file(f"{GROUP}/pids.current", timeout=GUEST_SECONDS))
+        except (SandboxError, ValueError, TimeoutError):
             return 0
         finally:
             channel.close()
