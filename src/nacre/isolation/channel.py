@@ -6,10 +6,10 @@ reads slowly stalls only what it is attached to.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import select
-import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -48,7 +48,7 @@ class Channel:
         self._frames: list[wire.Frame] = []
         self._tag = 0
         self._out = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         self._custody = custody
         try:
             _connect(self._socket, directory)
@@ -132,9 +132,9 @@ class Channel:
         except TimeoutError:
             return []
 
-    def read_file(self, path: str) -> bytes:
-        """At most 64 KiB of a file as a guest's stem sees it."""
-        return self._plain(wire.Type.READ, wire.string(path)).payload
+    def read_file(self, path: str, *, timeout: float | None = None) -> bytes:
+        """At most 64 KiB of a file as a guest's stem sees it. Raises TimeoutError after `timeout` seconds."""
+        return self._plain(wire.Type.READ, wire.string(path), timeout=timeout).payload
 
     def shutdown(self, *, force: bool = False, timeout: float = 30.0) -> None:
         """End the sandbox: power the guest off (at once with `force`), stop the stem. Waits until the stem hung up."""
@@ -165,7 +165,7 @@ class Channel:
         """Send what the socket takes now. A hang-up is noticed by the next read."""
         while self._out:
             try:
-                sent = self._socket.send(self._out, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sent = self._socket.send(self._out, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
             except OSError:
@@ -262,14 +262,14 @@ def _decoded(decode: Callable[[bytes], T], frame: wire.Frame) -> T:
 def read_exit_record(path: str) -> Exit | None:
     """The exit record a stem left (`code signal oom time_ns`), or None when there is none."""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             code, signal, oom, time_ns = (int(word) for word in file.read(128).split())
     except (FileNotFoundError, ValueError):
         return None
     return Exit(code=code, signal=signal, oom=bool(oom), time_ns=time_ns)
 
 
-def _connect(connection: socket.socket, directory: str) -> None:
+def _connect(connection: _socket.socket, directory: str) -> None:
     # A unix address holds 108 bytes; a directory's path may be longer.
     handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
