@@ -12,10 +12,9 @@ import fcntl
 import json
 import os
 import select
-import socket
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacre.errors import HostError, InvalidArgument
 from nacre.isolation.microvm import qemu
@@ -24,6 +23,9 @@ from nacre.linux.files import atomic_write
 from nacre.linux.run import find_program, missing_program
 from nacre.model.value import Value
 from nacre.wire import stem as wire
+
+if TYPE_CHECKING:
+    from socket import socket
 
 PROBE_SECONDS = 10.0
 PROBE_MEMORY = 256
@@ -144,7 +146,9 @@ def probe_kvm(program: str, kernel: GuestKernel, initramfs: str, *, accelerator:
         memory=PROBE_MEMORY,
         channel=CHANNEL_FD,
     )
-    ours, theirs = socket.socketpair()
+    from socket import socketpair  # 2 ms of import that only a probe pays
+
+    ours, theirs = socketpair()
     said, mouth = os.pipe2(os.O_CLOEXEC)
     with ours, theirs:
         try:
@@ -178,7 +182,7 @@ def _spawn(argv: Sequence[str], channel: int, output: int) -> int:
     return os.posix_spawn(argv[0], list(argv), {}, file_actions=actions)
 
 
-def _await_greeting(channel: socket.socket, deadline: float) -> tuple[bool, bool]:
+def _await_greeting(channel: socket, deadline: float) -> tuple[bool, bool]:
     """(the guest said READY, the monitor closed the channel)."""
     decoder = wire.Decoder()
     while (left := deadline - time.monotonic()) > 0 and select.select([channel], [], [], left)[0]:

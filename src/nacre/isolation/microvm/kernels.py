@@ -10,7 +10,6 @@ Documentation/kbuild/modules (modules.builtin), modprobe.d(5) (soft dependencies
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
 import re
@@ -323,6 +322,8 @@ def readable(kernel: GuestKernel) -> str:
     status = os.stat(kernel.path)
     if status.st_mode & 0o004:
         return kernel.path
+    import hashlib
+
     key = hashlib.sha256(f"{kernel.path}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:16]
     copy = f"{cache_directory()}/boot/kernel-{key}"
     if not os.path.exists(copy):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
-import socket
 import time
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ class Monitor:
         self._decoder = qmp.Decoder()
         self._messages: list[qmp.Message] = []
         self._tag = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             _connect(self._socket, directory)
             self.execute("qmp_capabilities")
@@ -71,7 +71,7 @@ class Monitor:
             raise SandboxError(f"the monitor of sandbox {self._name} sent nonsense: {error}", stage="run") from error
 
 
-def _connect(connection: socket.socket, directory: str) -> None:
+def _connect(connection: _socket.socket, directory: str) -> None:
     # A unix address holds 108 bytes; a directory's path may be longer.
     handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
