@@ -1,5 +1,5 @@
 """`python -m nacre.cli`: the command line without its script."""
 
-from nacre.cli import main
+from nacre.cli import program
 
-raise SystemExit(main())
+program()
