@@ -6,9 +6,14 @@ from nacre.errors import InvalidArgument
 from nacre.isolation.plan import Security
 from nacre.linux import capabilities, cgroups, seccomp
 from nacre.linux.process import RLIM_INFINITY, rlimit_number
-from nacre.model.container import ContainerSpec
+from nacre.model.container import ContainerSpec, Level
 
 _OPTIONS = ("seccomp", "no-new-privileges", "systempaths", "apparmor", "label")
+_VALUES = {"no-new-privileges": ("", "true", "false"), "systempaths": ("unconfined",)}
+# Kernel parameters that an IPC or network namespace has to itself (namespaces(7), ipc_namespaces(7)).
+_OWN_SYSCTLS = frozenset(
+    f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
+)
 
 
 def check(spec: ContainerSpec) -> None:
@@ -19,11 +24,31 @@ def check(spec: ContainerSpec) -> None:
         rlimit_number(limit.name)
         if -1 < limit.hard < limit.soft or (limit.soft == -1 < limit.hard):
             raise InvalidArgument(f"ulimit {limit.name}: the soft limit {limit.soft} exceeds the hard limit {limit.hard}")
-    for option in options(spec):
+    for option, value in options(spec).items():
         if option not in _OPTIONS:
             raise InvalidArgument(f"invalid --security-opt: {option!r}", hint=f"one of {', '.join(_OPTIONS)}")
+        if option in _VALUES and value not in _VALUES[option]:
+            words = ", ".join(word for word in _VALUES[option] if word)
+            raise InvalidArgument(f"invalid --security-opt: {option}={value}", hint=f"the value is one of {words}")
     if spec.userns not in ("", "host", "private"):
         raise InvalidArgument(f"invalid user namespace mode: {spec.userns!r}", hint="host or private")
+    for name in spec.sysctls:
+        _check_sysctl(name, spec)
+
+
+def _check_sysctl(name: str, spec: ContainerSpec) -> None:
+    """A parameter that is not the container's own would be changed on the host, for everybody."""
+    if not name.isascii() or not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or "" in name.split("."):
+        raise InvalidArgument(f"invalid sysctl: {name!r}", hint="a name looks like net.ipv4.ip_forward")
+    if spec.isolation is not Level.PROCESS:
+        return
+    if name.startswith("net.") and spec.network == "host":
+        raise InvalidArgument(f"sysctl '{name}' not allowed in host network namespace", hint=f"set it on the host: sysctl -w {name}=...")
+    if name not in _OWN_SYSCTLS and not name.startswith(("net.", "fs.mqueue.")):
+        raise InvalidArgument(
+            f"sysctl '{name}' is not allowed: it is the whole host's, not the container's",
+            hint=f"set it on the host (sysctl -w {name}=...), or give the container a kernel of its own: --isolation vm",
+        )
 
 
 def options(spec: ContainerSpec) -> dict[str, str]:
