@@ -120,6 +120,8 @@ def test_output(template: str, output: str) -> None:
         ('{{printf "%T %T %T %T" 1 "a" 1.5 true}}', "int string float64 bool"),
         ('{{printf "%6.2f|%-8.3f|%+.1f|%08.3f" 3.14159 2.5 1.25 3.5}}', "  3.14|2.500   |+1.2|0003.500"),
         ('{{printf "%.2s|%5.1s|%x|% d" "hello" "xyz" "hi" 7}}', "he|    x|6869| 7"),
+        ('{{printf "%*d|%-*d|%.*f" 4 7 4 7 1 2.55}}', "   7|7   |2.5"),
+        ('{{printf "%c%c" -5 99999999999}}', "\ufffd\ufffd"),
         ('{{printf "%v" .Status.N}} {{print .Status.N}}', "<nil> <nil>"),
     ],
 )
@@ -155,6 +157,8 @@ def test_printf(template: str, output: str) -> None:
         ('{{.Name == "x"}}', 'template: :1: unexpected "=" in operand'),
         ('{{.Name."b"}}', "template: :1: bad character U+0022 '\"'"),
         ('{{"a" | 3}}', "template: :1: non executable command in pipeline stage 2"),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "nested too deeply"),
+        ("{{if 1}}" * 3000 + "{{end}}" * 3000, "nested too deeply"),
         ("a\nb {{foo}}", 'template: :2: function "foo" not defined'),
         # data
         ("{{.Foo}}", 'template: :1:2: executing "" at <.Foo>: can\'t evaluate field Foo in type volume.Volume'),

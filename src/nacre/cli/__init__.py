@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def program() -> None:
-    """The program `nacre`: `main`, and then the end of the process without taking the interpreter apart, which costs 5 ms."""
+    """The program `nacre`: `main`, and then the end of the process without taking the interpreter apart first."""
     code = main()
     os._exit(code)
 

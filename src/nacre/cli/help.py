@@ -24,7 +24,7 @@ def _width() -> int:
 
 
 def wrap(text: str, room: int) -> list[str]:
-    """Lines of at most `room` characters, broken at spaces (the standard library's textwrap costs 4 ms of import with what it needs)."""
+    """Lines of at most `room` characters, broken at spaces; the standard library's textwrap is slow to import."""
     lines = [""]
     for word in text.split(" "):
         if lines[-1] and len(lines[-1]) + 1 + len(word) > room:

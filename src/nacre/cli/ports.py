@@ -45,7 +45,7 @@ def _split(text: str, body: str) -> tuple[str, str, str]:
 
 
 def _is_ipv4(text: str) -> bool:
-    """Four numbers (the standard library's ipaddress costs 5 ms of import)."""
+    """Four numbers; the standard library's ipaddress is slow to import."""
     parts = text.split(".")
     return len(parts) == 4 and all(part.isascii() and part.isdigit() and len(part) < 4 and int(part) < 256 for part in parts)
 

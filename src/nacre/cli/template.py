@@ -71,13 +71,19 @@ class Template:
         self.text = text
         self.functions = FUNCTIONS | (functions or {})
         self.named: dict[str, Node] = {}
-        self.root = _Parser(self).parse()
+        try:
+            self.root = _Parser(self).parse()
+        except RecursionError:
+            raise InvalidArgument("template: :1: nested too deeply") from None
 
     def render(self, data: Any) -> str:
         """The template filled with data."""
         from nacre.cli.template_run import Run
 
-        return Run(self).text(data)
+        try:
+            return Run(self).text(data)
+        except RecursionError:
+            raise InvalidArgument("template: :1: nested too deeply") from None
 
 
 def line_and_column(text: str, position: int) -> tuple[int, int]:

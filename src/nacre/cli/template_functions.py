@@ -370,7 +370,7 @@ class _Spec:
     def _amount(self, values: tuple[Any, ...]) -> tuple[int, int]:
         if self._char() == "*":
             self.at += 1
-            return (values[0], 1) if values and isinstance(values[0], int) else (0, 1)
+            return (max(-10_000, min(values[0], 10_000)), 1) if values and isinstance(values[0], int) else (0, 1)
         digits = ""
         while self._char().isdigit():
             digits += self._char()
@@ -420,10 +420,9 @@ class _Spec:
         return text.upper() if self.verb == "X" else text
 
     def _integer(self, value: int, sign: str) -> str:
-        if self.verb == "c":
-            return chr(value)
-        if self.verb == "q":
-            return f"'{chr(value)}'"
+        if self.verb in "cq":
+            char = chr(value) if 0 <= value <= 0x10FFFF else "\ufffd"
+            return char if self.verb == "c" else f"'{char}'"
         if self.verb == "U":
             return f"U+{value:04X}"
         return format(value, f"{sign}{'#' if '#' in self.flags and self.verb in 'xXo' else ''}{self.verb}")
