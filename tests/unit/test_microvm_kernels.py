@@ -176,6 +176,10 @@ def test_missing_drivers_are_named(host: Host) -> None:
     host.tree("6.1-odd", modular("virtio_console", "virtio_blk", "ext4"))
     with pytest.raises(HostError, match="lacks erofs, overlay"):
         kernels.inspect(path)
+    directory = host.tree("6.0-odd", "", builtin="kernel/ext4.ko\n")
+    (directory / "modules.dep").unlink()
+    with pytest.raises(HostError, match=r"run: depmod 6\.0-odd"):
+        kernels.inspect(host.kernel("6.0-odd"))
     host.kernel("6.2-odd")
     host.tree("6.2-odd", modular(*VIRTIO, bus="virtio_vdpa"))
     with pytest.raises(HostError, match="lacks virtio_mmio"):

@@ -292,7 +292,8 @@ def _with_modules(kernel: GuestKernel) -> GuestKernel:
         missing.append("virtio_mmio")
         transport = bus = ""
     if missing:
-        raise HostError(f"guest kernel {kernel.version} lacks {', '.join(missing)}: {directory} has no such modules", hint=INSTALL)
+        hint = INSTALL if tree.files else f"run: depmod {kernel.version}"
+        raise HostError(f"guest kernel {kernel.version} lacks {', '.join(missing)}: {directory} has no such modules", hint=hint)
     base = tree.order((bus, *NEEDED, *WELCOME))
     nine = tuple(file for file in tree.order(NINE) if file not in base)
     return kernel.replace(transport=transport, modules=base, nine=nine, has_9p=all(name in tree for name in NINE))

@@ -35,6 +35,7 @@ OVERHEAD = {"pvh": 64, "bzImage": 128}
 BOOT_SECONDS = 120.0
 GUEST_SECONDS = 5.0
 RECORD = "vm.json"
+LOST = "lost"  # written by the relay: docs/stem-protocol.md, "Frames"
 
 # In the guest. The stage is a directory of the initramfs.
 STAGE, SCRATCH = "/stage", "/run/nacre/etc"
@@ -172,6 +173,16 @@ class MicroVm:
             "Assurance": _assurance(record),
         }
 
+    def post_mortem(self, directory: str) -> str:
+        """Why the machine in `directory` ended by itself, as its relay and its console tell it; "" when it did not."""
+        try:
+            with open(f"{directory}/{LOST}", encoding="utf-8", errors="replace") as file:
+                seen = file.readline().strip()
+        except OSError:
+            return ""
+        lines = _console(directory)
+        return "\n".join((_cause("\n".join(lines)) or seen, *lines))
+
     def clean(self, identifier: str) -> None:
         """Kill what is left of the monitor and remove its cgroups. Idempotent."""
         group = cgroups.find(identifier)
@@ -296,12 +307,11 @@ def boot_error(directory: str, seen: str, machine: qemu.Machine) -> SandboxError
     lines = _console(directory)
     text = "\n".join(lines)
     hint = "NACRE_ACCEL=tcg does without KVM" if machine.accelerator == "kvm" else "the guest's console is in the details: --debug"
-    if found := re.search(r"Kernel panic - not syncing: (.*)", text):
-        cause = f"the guest kernel panicked: {found[1].strip()}"
+    cause = _cause(text)
+    if "panicked" in cause:
         if "out of memory" in text.lower() or "oom" in text:
             hint = f"the machine has {machine.memory} MiB; give it more with --memory"
-    elif found := re.search(r"qemu-system-\w+: (?!terminating on signal)(.*)", text):
-        cause = f"the monitor failed: {found[1].strip()}"
+    elif cause:
         if "allocate memory" in cause:
             hint = f"the host has no {machine.memory} MiB left for the machine; use a smaller --memory"
     elif lines:
@@ -313,16 +323,27 @@ def boot_error(directory: str, seen: str, machine: qemu.Machine) -> SandboxError
     return SandboxError(f"the virtual machine did not start: {cause}", stage="boot", hint=hint, details=text)
 
 
+def _cause(text: str) -> str:
+    """What a console says about the end, "" when it says nothing."""
+    if found := re.search(r"Kernel panic - not syncing: (.*)", text):
+        return f"the guest kernel panicked: {found[1].strip()}"
+    if found := re.search(r"qemu-system-\w+: (?!terminating on signal)(.*)", text):
+        return f"the monitor failed: {found[1].strip()}"
+    return ""
+
+
 def _console(directory: str) -> list[str]:
-    """The last lines of the console, printable characters only."""
+    """The last lines of the console, or those from its kernel's panic on; printable characters only."""
     try:
         with open(f"{directory}/{jail.CONSOLE}", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    lines = ("".join(letter for letter in line if letter.isprintable()).strip() for line in text.splitlines())
-    return [line for line in lines if line][-_TAIL_LINES:]
+    printable = ("".join(letter for letter in line if letter.isprintable()).strip() for line in text.splitlines())
+    lines = [line for line in printable if line]
+    panic = next((number for number, line in enumerate(lines) if "Kernel panic - " in line), len(lines))
+    return lines[min(panic, max(0, len(lines) - _TAIL_LINES)) :][:_TAIL_LINES]
 
 
 def _read_record(directory: str) -> Record | None:
