@@ -91,6 +91,6 @@ def stat_line(stream: Stream, path: str, container: str) -> dict[str, Any]:
         "name": name.decode(errors="replace"),
         "mode": int(mode),
         "size": int(size),
-        "mtime": int(mtime) / 1e9,
+        "mtime": int(mtime) / 10**9,
         "linkTarget": target.decode(errors="replace"),
     }

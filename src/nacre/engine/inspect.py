@@ -52,7 +52,7 @@ def container_json(record: Container, state: State, layout: Layout, isolation: d
             "Tty": spec.tty,
             "OpenStdin": spec.open_stdin,
             "Env": list(process.env),
-            "Cmd": list(spec.command or record.image_config.cmd),
+            "Cmd": list(spec.command or (record.image_config.cmd if spec.entrypoint is None else ())),
             "Image": record.image_name,
             "WorkingDir": process.working_dir,
             "Entrypoint": list(record.image_config.entrypoint if spec.entrypoint is None else spec.entrypoint) or None,
