@@ -5,20 +5,16 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacre.engine import merge, names
-from nacre.engine.archive import TarReader, put_tar, stat_line
 from nacre.engine.core import Core, timestamp
-from nacre.engine.inspect import container_json
 from nacre.engine.lifecycle import MAIN, Lifecycle, hostname
 from nacre.errors import Conflict, ExecError, InvalidArgument, NacreError, NotFound, SandboxError, SandboxGone, Unsupported
 from nacre.isolation import Pausable, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record, signal_number
-from nacre.isolation.logs import LogRecord, read_logs
 from nacre.isolation.plan import builtin_plan, exec_plan
 from nacre.isolation.stream import Stream
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
@@ -27,6 +23,10 @@ from nacre.model.image import Image, Progress
 from nacre.model.network import PortMapping
 from nacre.model.plan import Spawn
 from nacre.store import Lock
+
+if TYPE_CHECKING:
+    from nacre.engine.archive import TarReader
+    from nacre.isolation.logs import LogRecord
 
 SIGKILL = 9
 KILL_PATIENCE = 30.0
@@ -346,7 +346,7 @@ class Container:
         sandbox = self._sandbox()
         security = self._lifecycle.security(self.record.spec, privileged=privileged)
         plan = exec_plan(MAIN, process, driver(self.record.spec.isolation).place(sandbox), security)
-        self._core.container_event(self.record, f"exec_start: {shlex.join(args)}")
+        self._core.container_event(self.record, f"exec_start: {' '.join(args)}")
         return self._spawn(plan.replace(attach=not detach))
 
     def attach(self, *, stdin: bool = True) -> Stream:
@@ -383,6 +383,8 @@ class Container:
         self, *, follow: bool = False, since: float | None = None, until: float | None = None, tail: int | None = None
     ) -> Iterator[LogRecord]:
         """What it has written, oldest first. since, until: seconds since the epoch; tail: the last N lines; follow: until it ends."""
+        from nacre.isolation.logs import read_logs
+
         alive = (lambda: self._running()) if follow else None
         return read_logs(f"{self._core.layout.container(self.id)}/log", alive=alive, since=since, until=until, tail=tail)
 
@@ -400,6 +402,8 @@ class Container:
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about it, shaped like Docker's."""
+        from nacre.engine.inspect import container_json
+
         running = self._running()
         isolation = driver(self.record.spec.isolation).describe(self._sandbox()) if running else {}
         return container_json(self.record, self.state, self._core.layout, isolation)
@@ -408,11 +412,15 @@ class Container:
 
     def stat_path(self, path: str) -> dict[str, Any]:
         """Name, size, mode, mtime and linkTarget of a path in it. Raises NotFound."""
+        from nacre.engine.archive import stat_line
+
         with self._files() as run:
             return stat_line(run("stat", path), path, self.name)
 
     def get_archive(self, path: str) -> TarReader:
         """A tar stream of a path in it (`read(n)`, `close()`). Raises NotFound."""
+        from nacre.engine.archive import TarReader
+
         self.stat_path(path)
         with contextlib.ExitStack() as stack:
             run = stack.enter_context(self._files())
@@ -420,6 +428,8 @@ class Container:
 
     def put_archive(self, path: str, stream: Any) -> None:
         """Extract a tar stream (`read(n)`) into a directory in it. Raises NotFound, InvalidArgument for an archive that leads outside."""
+        from nacre.engine.archive import put_tar
+
         if not self.stat_path(path)["mode"] & 0o170000 == 0o040000:
             raise InvalidArgument(f"extraction point {path} is not a directory")
         with self._files() as run:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from nacre.engine.core import Core
-from nacre.engine.inspect import image_json
 from nacre.model.image import History, Image, Progress
 
 
@@ -75,6 +74,8 @@ class Images:
 
     def inspect(self, reference: str) -> dict[str, Any]:
         """Everything known about it, shaped like Docker's."""
+        from nacre.engine.inspect import image_json
+
         return image_json(self.get(reference))
 
     def _records(self) -> builtins.list[Any]:

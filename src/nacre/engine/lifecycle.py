@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,7 +94,7 @@ class Lifecycle:
                 yield
             except BaseException:
                 if not self.load(identifier):
-                    shutil.rmtree(directory, ignore_errors=True)
+                    self.core.layout.discard(directory)
                 raise
 
     def sandbox(self, record: Container, block: int) -> Sandbox:
@@ -359,7 +358,7 @@ class Lifecycle:
                 step()
                 done += 1
         if done == len(steps):
-            shutil.rmtree(self.core.layout.sandbox(identifier), ignore_errors=True)
+            self.core.layout.discard(self.core.layout.sandbox(identifier))
 
     def remove(self, record: Container, *, volumes: bool = False) -> None:
         """Delete a container, ending what lives of it: files first, then the row, then the directory with the lock that we hold.
@@ -372,7 +371,7 @@ class Lifecycle:
         if volumes or record.spec.auto_remove:
             self._remove_anonymous_volumes(record)
         self.core.database.drop(record.id)
-        shutil.rmtree(self.core.layout.container(record.id), ignore_errors=True)
+        self.core.layout.discard(self.core.layout.container(record.id))
         self.core.container_event(record, "destroy")
 
     def _remove_anonymous_volumes(self, record: Container) -> None:
@@ -428,7 +427,7 @@ class Lifecycle:
                 with contextlib.suppress(Conflict, OSError), Lock(f"{directory}/lock", wait=0):
                     if not self.load(identifier):
                         self.core.rootfs.remove(identifier)
-                        shutil.rmtree(directory, ignore_errors=True)
+                        self.core.layout.discard(directory)
 
     def _sweep_sandbox(self, name: str) -> None:
         """A run-time directory of no container that runs: of a start, a transfer of files or a cleaning that was cut short."""
@@ -443,7 +442,7 @@ class Lifecycle:
             if not self.alive(name):
                 for level in DRIVERS:
                     driver(level).clean(name)
-                shutil.rmtree(self.core.layout.sandbox(name), ignore_errors=True)
+                self.core.layout.discard(self.core.layout.sandbox(name))
 
     def _sweep_network(self, active: list[str]) -> None:
         """Endpoints of no container that runs and that nobody holds. They are listed here, because that room is slow to load."""

@@ -7,8 +7,8 @@ masked paths) follow the OCI runtime specification, config-linux.md, and what Do
 
 from __future__ import annotations
 
+import _socket
 from collections.abc import Iterable
-from ipaddress import ip_address
 
 from nacre.errors import InvalidArgument
 from nacre.model.container import BoundMount, ProcessSpec, Sandbox
@@ -215,11 +215,15 @@ def network_ops(sandbox: Sandbox) -> list[Op]:
         address, _, prefix = endpoint.address.partition("/")
         ops += [
             op(Code.LINK, endpoint.interface, endpoint.mtu),
-            op(Code.ADDRESS, endpoint.interface, ip_address(address).packed, int(prefix)),
+            op(Code.ADDRESS, endpoint.interface, _packed(address), int(prefix)),
         ]
         if endpoint.gateway:
-            ops.append(op(Code.ROUTE, ip_address(endpoint.gateway).packed, endpoint.interface))
+            ops.append(op(Code.ROUTE, _packed(endpoint.gateway), endpoint.interface))
     return ops
+
+
+def _packed(address: str) -> bytes:
+    return _socket.inet_pton(_socket.AF_INET, address)
 
 
 def process_ops(process: ProcessSpec, security: Security) -> list[Op]:

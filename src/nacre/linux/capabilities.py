@@ -69,7 +69,7 @@ def resolve(add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool 
 def held() -> int:
     """What this process may hand on: the capabilities that are both in its permitted and in its bounding set (proc(5))."""
     found = {"CapPrm": ALL, "CapBnd": ALL}
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         for line in file:
             key, _, value = line.partition(":")
             if key in found:

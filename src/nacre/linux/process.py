@@ -70,7 +70,7 @@ def rlimit_number(name: str) -> int:
 def boot_id() -> str:
     """The random id of this boot of the host (proc_sys_kernel(5)): what was recorded under another one is history."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
     except OSError as error:
         raise HostError("cannot read the boot id of this host: /proc is not mounted", hint="mount -t proc proc /proc") from error

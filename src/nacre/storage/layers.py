@@ -167,7 +167,7 @@ class LayerStore:
         import json
 
         try:
-            with open(f"{self._directory(diff_id)}/{_RECORD}", encoding="ascii") as file:
+            with open(f"{self._directory(diff_id)}/{_RECORD}", encoding="utf-8") as file:
                 record: dict[str, Any] = json.load(file)
                 return record
         except FileNotFoundError:

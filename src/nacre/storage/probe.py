@@ -15,7 +15,6 @@ import time
 
 from nacre.errors import HostError, InvalidArgument
 from nacre.linux.files import atomic_write
-from nacre.linux.run import check
 from nacre.model.value import Value
 
 DRIVERS = ("erofs", "directory", "copy")
@@ -101,7 +100,7 @@ def _complete(found: Abilities) -> bool:
 
 def _key(root: str) -> str:
     """What the answer depends on: the boot, the disk, who asks."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot = file.read().strip()
     os.makedirs(root, 0o711, exist_ok=True)
     return f"{boot} {os.stat(root).st_dev:x} {os.geteuid()}"
@@ -111,6 +110,8 @@ def _try(root: str) -> Abilities:
     """Have a child process try everything in a directory on the disk in question."""
     import json
     import tempfile
+
+    from nacre.linux.run import check
 
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {package!r}); from nacre.storage import probe; probe.main(*sys.argv[1:])"
@@ -143,6 +144,7 @@ def main(directory: str) -> None:
 def _try_erofs(directory: str) -> str:
     """Write an image and mount it: "file" (the file itself), "loop" (through a loop device), or why neither works."""
     from nacre.linux.kernel import attempt, mount, unshare
+    from nacre.linux.run import check
     from nacre.model.plan import MS_PRIVATE, MS_RDONLY, MS_REC, NEWNS
     from nacre.storage.erofs import Attributes, Directory, Writer
 

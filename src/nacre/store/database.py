@@ -6,9 +6,9 @@ may lose the last moments but never the file's consistency; a killed process los
 
 from __future__ import annotations
 
+import _sqlite3 as sqlite3  # the package around it imports datetime, which every short command would pay for
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

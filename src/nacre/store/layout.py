@@ -21,9 +21,11 @@ Everything that belongs to one container is named by its id, so that cleaning up
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from nacre.errors import Denied, HostError, NoSpace
+from nacre.linux.files import remove_tree
 
 DEFAULT_ROOT = "/var/lib/nacre"
 DEFAULT_RUN = "/run/nacre"
@@ -63,3 +65,8 @@ class Layout:
     def sandbox(self, identifier: str) -> str:
         """Run-time directory of a sandbox."""
         return f"{self.run}/sandboxes/{identifier}"
+
+    def discard(self, path: str) -> None:
+        """Delete a directory and everything in it, as far as that is possible. Never raises: whoever needs it gone looks again."""
+        with contextlib.suppress(OSError):
+            remove_tree(path)
