@@ -2,6 +2,7 @@
  * the one channel; what comes back is checked, because a guest may lie. In a guest: the channel is simply its only client. */
 #include "stem.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -362,9 +363,22 @@ void relay_monitor_ended(struct proc *p)
 	monitor_over = true;
 }
 
+/* What ran in the guest did not end by itself: DIR/lost tells whoever finds the exit records why. */
+static void leave_reason(void)
+{
+	autoclose int fd = open("lost", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (fd >= 0)
+		dprintf(fd, "%s\n", reason);
+}
+
 /* Everything that waits for the guest is answered, everything that ran in it has ended. */
 static void settle(void)
 {
+	for (struct proc *p = procs; p && !box.stopping; p = p->next)
+		if (p->remote && p->state == P_RUNNING) {
+			leave_reason();
+			break;
+		}
 	for (struct pending *q = pendings, *next; q; q = next) {
 		struct frame f = { .proc = q->proc_id, .tag = q->client_tag };
 		next = q->next;

@@ -905,13 +905,16 @@ static int do_init(int argc, char **argv)
 static int do_panic(int argc, char **argv)
 {
     /* Crashes the kernel it runs on. Only ever used inside a virtual machine. */
+    char *all[] = {"alloc", "1048576", NULL};
     (void)argc, (void)argv;
     int fd = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0)
+        write_all(fd, "c", 1);
+    fd = open("/proc/sys/vm/panic_on_oom", O_WRONLY | O_CLOEXEC);
     if (fd < 0)
-        fail("/proc/sysrq-trigger");
-    write_all(fd, "c", 1);
-    pause_ms(5000);
-    return 1;
+        fail("/proc/sys/vm/panic_on_oom");
+    write_all(fd, "2", 1);
+    return do_alloc(2, all);
 }
 
 /* ---- network -------------------------------------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ import pytest
 
 import ocipack
 from nacre import ContainerSpec, Engine, Level, State
+from nacre.engine import Container
+from nacre.model.network import PortMapping
 
 CRASH_CHILD = Path(__file__).with_name("crash_child.py")
 MAX_STEPS = 1000
@@ -232,3 +235,91 @@ def test_an_engine_killed_at_any_step_of_pull(small_image: str, quick_directory:
     assert not killed, "the verb did not come to its end"
     assert before > 5
     assert after > 1
+
+
+# -- killed sandboxes ------------------------------------------------------------------------------------------------------
+
+
+def stem_of(directories: Any, made: Container) -> int:
+    """Pid of the stem of a running container."""
+    return int(Path(directories.run, "sandboxes", made.id, "stem.pid").read_text())
+
+
+def children(pid: int) -> list[int]:
+    """Pids of all descendants."""
+    parents: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            parents.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(text.split()[0]))
+    found = parents.get(pid, [])
+    for child in found:
+        found += parents.get(child, [])
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_killed_stem(
+    engine: Engine, image: str, level: Level, cli: Any, directories: Any, clean: Callable[..., None], eventually: Any
+) -> None:
+    """What ran in the sandbox dies with it; the next call notices, releases everything, and it can be started again."""
+    ports = (PortMapping(container_port=80, host_port=18080),)
+    made = engine.containers.run(ContainerSpec(image=image, command=("sleep",), name="box", isolation=level, ports=ports))
+    made.exec(["sleep"], detach=True).close()
+    stem = stem_of(directories, made)
+    inside = children(stem)
+    assert inside
+    os.kill(stem, signal.SIGKILL)
+    eventually(lambda: not any(is_alive(pid) for pid in inside), "processes of the container end with its stem")
+    assert "Exited (137)" in cli("ps", "-a").stdout
+    assert "box" not in cli("ps").stdout
+    clean(set(), {made.id})
+    state = json.loads(cli("inspect", "box").stdout)[0]["State"]
+    assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 137, False)
+    assert "sandbox was killed" in state["Error"]
+    cli("start", "box")
+    assert made.refresh().record.error == ""
+    assert cli("exec", "box", "echo", "again").stdout == "again\n"
+    assert "Up" in cli("ps").stdout
+
+
+def test_a_killed_monitor(
+    engine: Engine, image: str, vm: Level, cli: Any, directories: Any, clean: Callable[..., None], eventually: Any
+) -> None:
+    """As a killed stem, and the container's record tells what was seen, with the last lines of the console."""
+    made = engine.containers.run(ContainerSpec(image=image, command=("sleep",), name="box", isolation=vm, network="none", privileged=True))
+    following = cli.start("logs", "-f", "box")
+    assert made.exec(["write", "/dev/kmsg", "<2>the last words"]).wait() == 0
+    console = Path(directories.run, "sandboxes", made.id, "console.log")
+    eventually(lambda: b"the last words" in console.read_bytes(), "the console shows what the kernel was told")
+    [monitor] = [pid for pid in children(stem_of(directories, made)) if "qemu" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(monitor, signal.SIGKILL)
+    assert made.wait() == 137
+    assert following.wait(30) == 0
+    clean(set(), {made.id})
+    error = made.refresh().record.error
+    assert "killed by signal 9" in error
+    assert "the last words" in error
+    assert made.state is State.EXITED
+    made.start()
+    assert made.exec(["true"]).wait() == 0
+
+
+def test_a_guest_that_panics(engine: Engine, image: str, vm: Level, cli: Any, clean: Callable[..., None]) -> None:
+    """The last lines of its kernel reach whoever runs it, and the record."""
+    ended = cli("run", "--name", "box", "--isolation", "vm", "--network", "none", "--privileged", image, "panic", code=137)
+    assert "nacre: the guest kernel panicked: " in ended.stderr
+    assert "  | " in ended.stderr
+    made = engine.containers.get("box")
+    assert "Kernel panic" in made.record.error
+    assert made.record.exit_code == 137
+    clean(set(), {made.id})
+    ended = cli("run", "--rm", "--isolation", "vm", "--network", "none", "--privileged", image, "panic", code=137)
+    assert "Kernel panic - not syncing" in ended.stderr

@@ -66,6 +66,14 @@ class Context:
             for line in error.details.splitlines():
                 self.err(f"  | {printable(line)}")
 
+    def mourn(self, cause: str) -> None:
+        """Why the sandbox of an attached container ended with the container in it, and the last lines of its console. "" = it did not."""
+        if cause:
+            first, *console = cause.splitlines()
+            self.err(f"nacre: {printable(first)}")
+            for line in console:
+                self.err(f"  | {printable(line)}")
+
     def each(self, names: Iterable[str], action: Callable[[str], str | None]) -> int:
         """Does something to several objects, going on after a failure; prints what `action` returns. Exit code 0 or 1."""
         code = 0

@@ -360,7 +360,7 @@ class Container:
             channel.close()
             raise
         self._core.container_event(self.record, "attach")
-        return Stream(channel, MAIN, ended=lambda _: self._settle_quietly())
+        return Stream(channel, MAIN, ended=lambda: self._lifecycle.ended(self.id))
 
     def top(self) -> builtins.list[dict[str, Any]]:
         """Its processes as it sees them: pid, ppid, user id, tty, start and cpu time in seconds, command."""
@@ -529,10 +529,6 @@ class Container:
             channel.end(MAIN, SIGKILL, timeout=KILL_PATIENCE)
         if self._lifecycle.alive(self.id) and not self._ended():
             self._lifecycle.kill_stem(self.id)
-
-    def _settle_quietly(self) -> None:
-        with contextlib.suppress(NacreError):
-            self._lifecycle.finish(self.id)
 
     def _auto_remove(self) -> None:
         if self.record.spec.auto_remove and not self._lifecycle.alive(self.id):

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 
 from nacre.engine.core import Core, timestamp
 from nacre.errors import Conflict, NacreError, NotFound, SandboxError, SandboxGone
-from nacre.isolation import DRIVERS, Driver, Tapped, driver
+from nacre.isolation import DRIVERS, Driver, Explaining, Tapped, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
 from nacre.isolation.process import reap_command
@@ -163,7 +163,7 @@ class Lifecycle:
             os.close(fd)
         core.container_event(record, "start")
         if attach:
-            return record, Stream(channel, proc, ended=lambda exit: self._ended(record.id, exit))
+            return record, Stream(channel, proc, ended=lambda: self.ended(record.id))
         channel.close()
         return record, None
 
@@ -235,10 +235,12 @@ class Lifecycle:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _ended(self, identifier: str, exit: Exit) -> None:
-        """An attached caller saw the end: settle here, since this connection has custody."""
+    def ended(self, identifier: str) -> str:
+        """An attached caller saw the end: settle here, since this connection has custody. Why its sandbox ended, if it did."""
         with contextlib.suppress(NacreError):
-            self.finish(identifier)
+            if record := self.finish(identifier):
+                return record.error
+        return ""
 
     def finish(self, identifier: str) -> Container | None:
         """Settle a container whose main process has ended (or whose sandbox is gone), as soon as its stem has let go. None = removed."""
@@ -265,9 +267,8 @@ class Lifecycle:
         exit = exit or read_exit_record(f"{self.core.layout.container(record.id)}/exit")
         if exit is None and not record.main:
             return self._abandon(record)
-        lost = exit is None
+        error = self._cause_of_death(record, lost=exit is None)
         exit = exit or LOST
-        details = console_tail(self.core.layout.sandbox(record.id)) if lost else ""
         self.clean(record)
         finished = timestamp(exit.time_ns / 1e9 if exit.time_ns else None)
         record = record.replace(
@@ -276,7 +277,7 @@ class Lifecycle:
             started=record.started if record.main else finished,
             finished=finished,
             pid=0,
-            error=_lost(details) if lost and not record.error else record.error,
+            error=error,
         )
         # Whoever asked for its removal may die before doing it.
         self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
@@ -284,6 +285,14 @@ class Lifecycle:
             self.core.container_event(record, "oom")
         self.core.container_event(record, "die", exitCode=str(exit.code))
         return record
+
+    def _cause_of_death(self, record: Container, *, lost: bool) -> str:
+        """Why a sandbox ended with its container in it, with the last lines of its console; "" when the container itself ended."""
+        directory = self.core.layout.sandbox(record.id)
+        level = driver(record.spec.isolation)
+        if isinstance(level, Explaining) and (cause := level.post_mortem(directory)):
+            return cause
+        return "\n".join(filter(None, ("its sandbox was killed (no exit record)", console_tail(directory)))) if lost else record.error
 
     def _take_over(self, record: Container) -> Container:
         """Its starter died with a stem alive: what runs is kept, a sandbox in which nothing runs yet is ended."""
@@ -524,11 +533,6 @@ def _read_text(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _lost(details: str) -> str:
-    reason = "its sandbox was killed (no exit record)"
-    return f"{reason}; the last lines of its console: {details}" if details else reason
 
 
 def console_tail(directory: str, size: int = 2048) -> str:

@@ -61,6 +61,14 @@ class Tapped(Protocol):
         """The host uid that will open the tap."""
 
 
+@runtime_checkable
+class Explaining(Protocol):
+    """Drivers whose sandbox may end by itself, with everything in it, and leave traces of the cause."""
+
+    def post_mortem(self, directory: str) -> str:
+        """The cause on the first line, then the last lines of the console. "" when the sandbox in `directory` ended as it was asked to."""
+
+
 DRIVERS = {
     "process": "nacre.isolation.process:Process",
     "vm": "nacre.isolation.microvm:MicroVm",

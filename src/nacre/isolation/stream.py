@@ -14,14 +14,16 @@ EXIT_LOST = 137
 class Stream:
     """Input, output and end of one process. Not thread-safe; `select` on it for reading, and for writing while `want_write`.
 
-    ended: called once with the Exit when the process has ended, so that the engine can settle its container.
+    ended: called once when the process has ended, so that the engine can settle its container; `error` is then what it returns: ""
+    or, when the sandbox ended with the process in it, why (first line) and the last lines of its console.
     """
 
-    def __init__(self, channel: Channel, proc: int, *, ended: Callable[[Exit], None] | None = None) -> None:
+    def __init__(self, channel: Channel, proc: int, *, ended: Callable[[], str] | None = None) -> None:
         self._channel = channel
         self._proc = proc
         self._ended = ended
         self.exit_code: int | None = None
+        self.error = ""
 
     def fileno(self) -> int:
         """The descriptor to select on."""
@@ -63,7 +65,7 @@ class Stream:
         self.exit_code = exit.code
         ended, self._ended = self._ended, None
         if ended:
-            ended(exit)
+            self.error = ended()
 
     def write(self, data: bytes) -> None:
         """Queue input. Once the process has ended it is discarded."""

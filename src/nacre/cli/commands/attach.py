@@ -35,7 +35,9 @@ def attach(ctx: Context, container: Container, *, interactive: bool, proxy: bool
     if spec.tty:
         stream.resize(*window(0, 1))
     pump = terminal.Pump(stream, tty=spec.tty, interactive=interactive, keys=watched, proxy=proxy and not spec.tty)
-    return terminal.follow(pump, ctx.err)
+    code = terminal.follow(pump, ctx.err)
+    ctx.mourn(stream.error)
+    return code
 
 
 COMMANDS = {

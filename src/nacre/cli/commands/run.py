@@ -88,6 +88,7 @@ def _foreground(ctx: Context, args: Arguments, container: Container, streams: fr
         if spec.auto_remove:
             _remove_if_asked(container)
         raise
+    ctx.mourn(stream.error)
     if stream.exit_code is not None:
         _remove_if_asked(container)
     return code

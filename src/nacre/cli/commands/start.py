@@ -38,7 +38,9 @@ def _attached(ctx: Context, args: Arguments, container: Container) -> int:
     stream = container.start(attach=True, rows=rows, columns=columns)
     assert stream is not None
     pump = terminal.Pump(stream, tty=spec.tty, interactive=interactive, keys=keys, proxy=args.sig_proxy)
-    return terminal.follow(pump, ctx.err)
+    code = terminal.follow(pump, ctx.err)
+    ctx.mourn(stream.error)
+    return code
 
 
 COMMANDS = {
