@@ -195,7 +195,6 @@ def test_publish(text: str, ports: list[str]) -> None:
         ("65536", "invalid containerPort: 65536"),
         ("90-80", "invalid containerPort: 90-80"),
         ("8000-8010:80-81", "invalid ranges"),
-        ("8000-8010:80", "invalid ranges"),
         ("80/foo", "invalid proto: foo"),
         ("80/", "invalid proto"),
         ("1.2.3:80:80", "invalid IP address: 1.2.3"),
@@ -315,3 +314,8 @@ def test_the_cluster_of_docs_examples_parses() -> None:
 
             arguments: Any = command.parse("run", shlex.split(line)[1:])
             assert container_spec(arguments, arguments.rest[0], arguments.rest[1:]).image
+
+
+def test_one_port_out_of_a_range() -> None:
+    [port] = parse_publish("127.0.0.1:8000-8010:80")
+    assert (port.host_port, port.host_port_last, port.container_port, port.host_ip) == (8000, 8010, 80, "127.0.0.1")

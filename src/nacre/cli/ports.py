@@ -11,7 +11,8 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 def parse_publish(text: str) -> list[PortMapping]:
-    """One value of -p: ``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``127.0.0.1::80``, ``8000-8010:80-90/udp``. Raises UsageError."""
+    """One value of -p: ``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``127.0.0.1::80``, ``8000-8010:80-90/udp``,
+    ``8000-8010:80`` (the first free one). Raises UsageError."""
     body, slash, protocol = text.partition("/")
     protocol = protocol.lower() if slash else "tcp"
     if protocol not in PROTOCOLS:
@@ -21,6 +22,8 @@ def parse_publish(text: str) -> list[PortMapping]:
     if not host:
         return [PortMapping(container_port=port, host_ip=address, protocol=protocol) for port in range(first, last + 1)]
     host_first, host_last = _range(host, "hostPort", text)
+    if first == last and host_first != host_last:  # the first free one of the range
+        return [PortMapping(container_port=first, host_port=host_first, host_port_last=host_last, host_ip=address, protocol=protocol)]
     if host_last - host_first != last - first:
         raise UsageError(
             f"invalid ranges specified for container and host Ports: {container} and {host}", hint="Both ranges must be equally long."

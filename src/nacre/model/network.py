@@ -8,11 +8,13 @@ from nacre.model.value import Value
 class PortMapping(Value):
     """One published port: host address and port to container port.
 
-    host_ip "" means every address (0.0.0.0 and the loopback of the host); host_port 0 in a request means "choose one".
+    host_ip "" means every address (0.0.0.0 and the loopback of the host); host_port 0 in a request means "choose one", and
+    host_port_last the end of a range of which the first free port is taken (0 = no range).
     """
 
     container_port: int
     host_port: int = 0
+    host_port_last: int = 0
     host_ip: str = ""
     protocol: str = "tcp"
 

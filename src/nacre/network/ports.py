@@ -24,7 +24,7 @@ def check(port: PortMapping) -> PortMapping:
         raise Unsupported(f"cannot publish {port}: SCTP is not forwarded", hint="publish TCP or UDP ports, or use --network host")
     if protocol not in _KINDS:
         raise InvalidArgument(f"cannot publish {port}: invalid protocol {port.protocol!r}", hint="use /tcp or /udp")
-    if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535:
+    if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.host_port_last > 65535:
         raise InvalidArgument(f"cannot publish {port}: invalid port", hint="ports are 1 to 65535; host port 0 chooses a free one")
     family = version(port.host_ip) if port.host_ip else 4
     if family == 6:
@@ -45,14 +45,24 @@ def reserve(ports: tuple[PortMapping, ...]) -> tuple[tuple[PortMapping, ...], li
     try:
         for port in ports:
             mapping = check(port)
-            fd, number = _bind(mapping)
+            fd, number = _bind_any(mapping)
             held.append(fd)
-            chosen.append(mapping.replace(host_port=number))
+            chosen.append(mapping.replace(host_port=number, host_port_last=0))
     except BaseException:
         for fd in held:
             os.close(fd)
         raise
     return tuple(chosen), held
+
+
+def _bind_any(port: PortMapping) -> tuple[int, int]:
+    """Bind the mapping's port, or the first free one of its range. Raises Conflict when all are taken."""
+    for number in range(port.host_port, port.host_port_last):
+        try:
+            return _bind(port.replace(host_port=number))
+        except Conflict:
+            continue
+    return _bind(port.replace(host_port=max(port.host_port, port.host_port_last)))
 
 
 def _bind(port: PortMapping) -> tuple[int, int]:
