@@ -12,7 +12,8 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 
 def parse_publish(text: str) -> list[PortMapping]:
     """One value of -p: ``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``127.0.0.1::80``, ``8000-8010:80-90/udp``,
-    ``8000-8010:80`` (the first free one). Raises UsageError."""
+    ``8000-8010:80`` (the first free one). Raises UsageError.
+    """
     body, slash, protocol = text.partition("/")
     protocol = protocol.lower() if slash else "tcp"
     if protocol not in PROTOCOLS:
