@@ -237,6 +237,8 @@ class Container:
             if number == SIGKILL:
                 channel.hello()
                 ended = channel.end(MAIN, number, timeout=KILL_PATIENCE)
+                if ended:
+                    self._lifecycle.see_out(self.record, channel)
             else:
                 channel.signal(MAIN, number)
                 ended = False
@@ -258,6 +260,7 @@ class Container:
             with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
                 channel.hello()
                 exit = channel.wait(MAIN)
+                self._lifecycle.see_out(self.record, channel)
         except (SandboxError, FileNotFoundError):
             exit = None
         finished = self._lifecycle.finish(self.id)
@@ -293,7 +296,7 @@ class Container:
                     hint=f"nacre stop {self.name}, or nacre rm -f {self.name}",
                 )
             # From here on it goes, whatever becomes of this process.
-            record = record.replace(removing=True)
+            self.record = record = record.replace(removing=True)
             self._core.database.put(record, active=alive, pending=True)
             if alive:
                 self._kill_now()
@@ -517,6 +520,7 @@ class Container:
         with contextlib.suppress(SandboxGone), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
             channel.hello()
             if channel.end(MAIN, number, timeout=None if patience < 0 else float(patience)):
+                self._lifecycle.see_out(self.record, channel)
                 return
         self._kill_now()
 
@@ -526,7 +530,8 @@ class Container:
                 self._pausable().resume(self._sandbox())
         with contextlib.suppress(SandboxError), contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
             channel.hello(timeout=KILL_PATIENCE)
-            channel.end(MAIN, SIGKILL, timeout=KILL_PATIENCE)
+            if channel.end(MAIN, SIGKILL, timeout=KILL_PATIENCE):
+                self._lifecycle.see_out(self.record, channel)
         if self._lifecycle.alive(self.id) and not self._ended():
             self._lifecycle.kill_stem(self.id)
 

@@ -133,6 +133,7 @@ class Lifecycle:
                 record.spec.ports,
                 dns=record.spec.dns,
                 search=record.spec.dns_search,
+                options=record.spec.dns_options,
             )
             for fd in reserved:
                 undo.callback(os.close, fd)
@@ -313,6 +314,13 @@ class Lifecycle:
         record = record.replace(pid=0, error="its start was interrupted")
         self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
         return record
+
+    def see_out(self, record: Container, channel: Channel) -> None:
+        """The main process ended: keep custody until its stem is gone, so that it need not start an engine to clean up."""
+        if record.spec.auto_remove or record.removing:
+            channel.shutdown(force=True, timeout=5)
+        else:
+            channel.linger(ENDING)
 
     def _hang_up(self, record: Container) -> None:
         """The main process ended: wait for the stem, which is on its way out; hurry it along when nothing is to be kept."""

@@ -125,6 +125,13 @@ class Channel:
         except SandboxGone:
             return True
 
+    def linger(self, timeout: float) -> None:
+        """Keep the connection, and with it custody, until the stem hangs up, or for `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(TimeoutError):
+            while self._fill(max(0.0, deadline - time.monotonic())):
+                self._frames.clear()
+
     def stat(self, *, timeout: float | None = None) -> list[tuple[int, int, int, int]]:
         """(process number, pid, state 1 running 2 ended, exit code) of every process of the sandbox; [] when it does not answer in time."""
         try:
