@@ -7,6 +7,7 @@ executable, 125 when Nacre failed, 1 when a command over several objects failed 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # What a shell reports for a program that SIGPIPE or SIGINT ended.
 _BROKEN_PIPE = 141
 _INTERRUPTED = 130
+# Objects made before the collector looks for cycles: more than a short command makes, so that only long ones pay for it.
+_COLLECT_AFTER = 100_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def program() -> None:
     """The program `nacre`: `main`, and then the end of the process without taking the interpreter apart first."""
+    gc.set_threshold(_COLLECT_AFTER)
     code = main()
     os._exit(code)
 
