@@ -10,13 +10,25 @@ from __future__ import annotations
 import enum
 import sys
 import types
-import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, dataclass_transform
 
 from nacre.errors import InvalidArgument
 
-_MISSING: Any = object()
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Says something to type checkers only (PEP 681)."""
+        return lambda cls: cls
+
+
+# Types whose values are JSON as they stand, and what is most often written for the type of a field.
+_PLAIN = frozenset((str, int, bool, float, type(None)))
+_COMMON: dict[str, Any] = {
+    "str": str, "int": int, "bool": bool, "float": float, "tuple[str, ...]": tuple[str, ...], "dict[str, str]": dict[str, str],
+}  # fmt: skip
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -27,25 +39,25 @@ class Value:
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _names: ClassVar[frozenset[str]] = frozenset()
     _defaults: ClassVar[dict[str, Any]] = {}
     _hints: ClassVar[dict[str, Any] | None] = None
 
     def __init_subclass__(cls) -> None:
         own = [name for name, kind in cls.__dict__.get("__annotations__", {}).items() if "ClassVar" not in str(kind)]
         cls._fields = (*cls._fields, *(name for name in own if name not in cls._fields))
+        cls._names = frozenset(cls._fields)
         cls._defaults = {**cls._defaults, **{name: cls.__dict__[name] for name in own if name in cls.__dict__}}
         cls._hints = None
 
     def __init__(self, **values: Any) -> None:
-        for name in self._fields:
-            value = values.pop(name, _MISSING)
-            if value is _MISSING:
-                value = self._defaults.get(name, _MISSING)
-                if value is _MISSING:
-                    raise TypeError(f"{type(self).__name__}: field {name!r} is missing")
-            self.__dict__[name] = value
-        if values:
-            raise TypeError(f"{type(self).__name__}: unknown field {next(iter(values))!r}")
+        own = self.__dict__
+        own.update(self._defaults)
+        own.update(values)
+        if own.keys() != self._names:
+            missing = [name for name in self._fields if name not in own]
+            what = f"field {missing[0]!r} is missing" if missing else f"unknown field {next(iter(own.keys() - self._names))!r}"
+            raise TypeError(f"{type(self).__name__}: {what}")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen; use replace()")
@@ -67,7 +79,8 @@ class Value:
 
     def to_data(self) -> dict[str, Any]:
         """The record as dicts, lists, strings, numbers and None, ready for json.dumps."""
-        return {name: _to_data(self.__dict__[name]) for name in self._fields}
+        own = self.__dict__
+        return {name: own[name] if type(own[name]) in _PLAIN else _to_data(own[name]) for name in self._fields}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
@@ -77,7 +90,11 @@ class Value:
         """
         if cls._hints is None:
             cls._hints = _resolve_hints(cls)
-        known = {name: _from_data(cls._hints[name], data[name], name) for name in cls._fields if name in data}
+        known = {}
+        for name, hint in cls._hints.items():
+            if name in data:
+                value = data[name]
+                known[name] = value if type(value) is hint else _from_data(hint, value, name)
         try:
             return cls(**known)
         except TypeError as error:
@@ -89,8 +106,10 @@ def _resolve_hints(cls: type[Value]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         scope = vars(sys.modules[base.__module__])
-        texts = base.__dict__.get("__annotations__", {})
-        hints.update({name: eval(text, scope) for name, text in texts.items() if name in cls._fields})
+        for name, text in base.__dict__.get("__annotations__", {}).items():
+            if name in cls._fields:
+                # `Any` need not be imported where it is only written in annotations.
+                hints[name] = _COMMON.get(text) or eval(text, scope, {"Any": object})
     return hints
 
 
@@ -100,37 +119,46 @@ def _to_data(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):
-        return [_to_data(item) for item in value]
+        return [item if type(item) in _PLAIN else _to_data(item) for item in value]
     if isinstance(value, dict):
         return {key: _to_data(item) for key, item in value.items()}
     return value
 
 
 def _from_data(hint: Any, data: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        options = typing.get_args(hint)
-        if data is None and type(None) in options:
+    if isinstance(hint, types.UnionType):
+        if data is None and type(None) in hint.__args__:
             return None
-        return _from_data(next(option for option in options if option is not type(None)), data, name)
-    if origin is tuple and isinstance(data, list | tuple):
-        inner = typing.get_args(hint)
-        if len(inner) == 2 and inner[1] is ...:
-            return tuple(_from_data(inner[0], item, name) for item in data)
-        return tuple(_from_data(kind, item, name) for kind, item in zip(inner, data, strict=True))
-    if origin is dict and isinstance(data, dict):
-        return {key: _from_data(typing.get_args(hint)[1], item, name) for key, item in data.items()}
-    if isinstance(hint, type) and issubclass(hint, Value) and isinstance(data, dict):
+        return _from_data(next(option for option in hint.__args__ if option is not type(None)), data, name)
+    if isinstance(hint, types.GenericAlias):
+        return _from_collection(hint, data, name)
+    if hint is object:
+        return data
+    if issubclass(hint, Value) and isinstance(data, dict):
         return hint.from_data(data)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+    if issubclass(hint, enum.Enum):
         try:
             return hint(data)
         except ValueError as error:
             raise InvalidArgument(f"{name}: {error}") from error
-    if hint is Any or hint is object:
-        return data
     if hint is float and isinstance(data, int):
         return float(data)
-    if isinstance(hint, type) and isinstance(data, hint):
+    if isinstance(data, hint):
         return data
-    raise InvalidArgument(f"{name}: expected {hint}, got {type(data).__name__}")
+    raise _mismatch(hint, data, name)
+
+
+def _from_collection(hint: types.GenericAlias, data: Any, name: str) -> Any:
+    inner = hint.__args__
+    if hint.__origin__ is tuple and isinstance(data, list | tuple):
+        if len(inner) == 2 and inner[1] is ...:
+            kind = inner[0]
+            return tuple([item if type(item) is kind else _from_data(kind, item, name) for item in data])
+        return tuple(_from_data(kind, item, name) for kind, item in zip(inner, data, strict=True))
+    if hint.__origin__ is dict and isinstance(data, dict):
+        return {key: _from_data(inner[1], item, name) for key, item in data.items()}
+    raise _mismatch(hint, data, name)
+
+
+def _mismatch(hint: Any, data: Any, name: str) -> InvalidArgument:
+    return InvalidArgument(f"{name}: expected {hint}, got {type(data).__name__}")
