@@ -24,11 +24,17 @@ ENOENT, EACCES, ESRCH = 2, 13, 3
 
 
 class Fake:
-    """The driver. Sandboxes live as threads of this process and end with it."""
+    """The driver. Sandboxes live as threads of this process and end with it.
+
+    exit_commands: run them as a real stem does. An engine's command is another engine, which has no part in a test in memory.
+    """
+
+    def __init__(self, *, exit_commands: bool = False) -> None:
+        self._exit_commands = exit_commands
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Start the threads."""
-        stem = FakeStem(sandbox.directory, [os.dup(fd) for fd in keep])
+        stem = FakeStem(sandbox.directory, [os.dup(fd) for fd in keep], exit_command if self._exit_commands else ())
         threading.Thread(target=stem.serve, daemon=True).start()
         channel = Channel(sandbox.directory, custody=custody)
         channel.hello(timeout=10)
@@ -57,24 +63,28 @@ class _Process:
         self.number = number
         self.spawn = spawn
         self.words = words
-        self.end: tuple[int, int] | None = None
+        self.end: tuple[int, int, int] | None = None  # code, signal, time in ns
         self.listeners: list[tuple[socket.socket, int]] = []
 
 
 class FakeStem:
     """The threads behind one sandbox: one that accepts, one for every connection."""
 
-    def __init__(self, directory: str, keep: list[int]) -> None:
+    def __init__(self, directory: str, keep: list[int], exit_command: Sequence[str] = ()) -> None:
         self._directory = directory
         self._keep = keep
+        self._exit_command = exit_command
+        self._custodians: set[socket.socket] = set()
         self._lock = threading.RLock()
         self._processes: dict[int, _Process] = {}
         self._connections: list[socket.socket] = []
+        self._closed = False
         self._server = socket.socket(socket.AF_UNIX)
         handle = os.open(directory, os.O_PATH)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{directory}/stem.sock")
         self._server.bind(f"/proc/self/fd/{handle}/stem.sock")
+        os.chmod(f"/proc/self/fd/{handle}/stem.sock", 0o600)
         os.close(handle)
         self._server.listen()
 
@@ -85,7 +95,11 @@ class FakeStem:
                 connection, _ = self._server.accept()
             except OSError:
                 return
-            self._connections.append(connection)
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    return
+                self._connections.append(connection)
             threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
 
     def _attend(self, connection: socket.socket) -> None:
@@ -95,10 +109,14 @@ class FakeStem:
                 for frame in decoder.feed(data):
                     with self._lock:
                         self._answer(connection, frame)
+        with self._lock:
+            self._custodians.discard(connection)
 
     def _answer(self, to: socket.socket, frame: wire.Frame) -> None:
         process = self._processes.get(frame.proc)
         if frame.type is wire.Type.HELLO:
+            if frame.flags & wire.CUSTODY:
+                self._custodians.add(to)
             self._ok(to, frame, wire.u32(wire.VERSION) + wire.u32(1) + wire.string(os.uname().release))
         elif frame.type is wire.Type.SPAWN:
             self._spawn(to, frame)
@@ -107,7 +125,7 @@ class FakeStem:
             self._close()
         elif frame.type is wire.Type.STAT:
             rows = [
-                wire.u32(p.number) + wire.u32(0) + wire.u32(2 if p.end else 1) + wire.u32(p.end[0] if p.end else 0)
+                wire.u32(p.number) + wire.u32(1000 + p.number) + wire.u32(2 if p.end else 1) + wire.u32(p.end[0] if p.end else 0)
                 for p in self._processes.values()
             ]
             self._ok(to, frame, wire.u32(len(rows)) + b"".join(rows))
@@ -123,7 +141,7 @@ class FakeStem:
                 self._ok(to, frame)
             process.listeners.append((to, frame.tag))
             if process.end:
-                self._finish(process, *process.end)
+                self._finish(process, *process.end[:2])
         elif frame.type is wire.Type.WRITE:
             if process.words[0] == "cat":
                 self._output(process, frame.payload)
@@ -163,13 +181,13 @@ class FakeStem:
             self._send(listener, wire.Frame(wire.Type.OUTPUT, 0, process.number, 0, data))
 
     def _finish(self, process: _Process, code: int, signal: int) -> None:
-        process.end = process.end or (code, signal)
-        moment = time.time_ns()
+        process.end = process.end or (code, signal, time.time_ns())
+        code, signal, moment = process.end
         if process.spawn.exit and not os.path.exists(process.spawn.exit):
             with open(process.spawn.exit + ".new", "w", encoding="ascii") as record:
                 record.write(f"{code} {signal} 0 {moment}\n")
             os.rename(process.spawn.exit + ".new", process.spawn.exit)
-        payload = wire.u32(process.end[0]) + wire.u32(process.end[1]) + moment.to_bytes(8, "little")
+        payload = wire.u32(code) + wire.u32(signal) + moment.to_bytes(8, "little")
         for listener, tag in process.listeners:
             self._send(listener, wire.Frame(wire.Type.EXITED, 0, process.number, tag, payload))
         process.listeners.clear()
@@ -177,10 +195,16 @@ class FakeStem:
             self._close()
 
     def _close(self) -> None:
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # the thread that accepts would keep a closed one open
         self._server.close()
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
+        command, self._exit_command = self._exit_command, ()
+        if command and not self._custodians:
+            os.waitpid(os.posix_spawn(command[0], list(command), dict(os.environ)), 0)
         keep, self._keep = self._keep, []
         for fd in keep:
             os.close(fd)
