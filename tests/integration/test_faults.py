@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 import ocipack
-from nacre import ContainerSpec, Engine, Level, State
+from nacre import ContainerSpec, Engine, Level, MountSpec, State
 from nacre.engine import Container
 from nacre.model.network import PortMapping
 
@@ -323,3 +324,234 @@ def test_a_guest_that_panics(engine: Engine, image: str, vm: Level, cli: Any, cl
     clean(set(), {made.id})
     ended = cli("run", "--rm", "--isolation", "vm", "--network", "none", "--privileged", image, "panic", code=137)
     assert "Kernel panic - not syncing" in ended.stderr
+
+
+# -- the command line dies, the container lives ----------------------------------------------------------------------------
+
+
+def test_detached_and_removed_without_its_command_line(
+    engine: Engine, image: str, level: Level, cli: Any, clean: Callable[..., None], eventually: Any
+) -> None:
+    """The exit command removes it: nobody calls."""
+    words = ("--isolation", level, "--network", "none")
+    identifier = cli("run", "-d", "--rm", *words, image, "ticks", "10", "20").stdout.strip()
+    eventually(lambda: not engine.lifecycle.load(identifier), "the container removes itself")
+    clean({identifier})
+
+
+def test_a_killed_command_line_in_the_foreground(
+    engine: Engine, image: str, level: Level, cli: Any, clean: Callable[..., None], eventually: Any
+) -> None:
+    """The container goes on, and is removed at its end."""
+    with cli.start("run", "-i", "--rm", "--name", "box", "--isolation", level, "--network", "none", image, "trap-term") as child:
+        assert child.stdout.readline()
+        child.kill()
+    made = engine.containers.get("box")
+    assert made.state is State.RUNNING
+    assert made.exec(["true"]).wait() == 0
+    made.kill("TERM")
+    eventually(lambda: not engine.lifecycle.load(made.id), "the container removes itself")
+    clean({made.id})
+
+
+# -- several callers at once -----------------------------------------------------------------------------------------------
+
+
+def at_once(cli: Any, *calls: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Run several command lines at the same time: (exit code, error output) of each."""
+    children = [cli.start(*words) for words in calls]
+    ends = [child.communicate(timeout=120) for child in children]
+    return [(child.returncode, errors) for child, (_, errors) in zip(children, ends, strict=True)]
+
+
+@pytest.fixture
+def box(engine: Engine, image: str, level: Level) -> Callable[..., Container]:
+    """`box(*command, **fields)`: a running container at the test's level without a network."""
+
+    def make(*command: str, **fields: Any) -> Container:
+        spec = {"network": "none", "isolation": level, "name": "box", "command": command or ("sleep",), **fields}
+        return engine.containers.run(ContainerSpec(image=image, **spec))
+
+    return make
+
+
+def test_two_starts(engine: Engine, box: Any, cli: Any) -> None:
+    made = box()
+    made.kill()
+    assert at_once(cli, ("start", "box"), ("start", "box"), ("start", "box")) == [(0, "")] * 3
+    assert made.refresh().state is State.RUNNING
+    assert made.exec(["true"]).wait() == 0
+
+
+def test_stop_and_rm(engine: Engine, box: Any, cli: Any, clean: Callable[..., None]) -> None:
+    made = box("ignore-term")
+    answers = at_once(cli, ("stop", "-t", "1", "box"), ("rm", "-f", "box"))
+    assert answers[1] == (0, "")
+    assert answers[0] == (0, "") or "No such container: box" in answers[0][1]
+    assert engine.containers.list(all=True) == []
+    clean({made.id})
+
+
+def test_many_removals(engine: Engine, box: Any, cli: Any, clean: Callable[..., None]) -> None:
+    """One of them does it; the others say that there is nothing (any more), which with -f is no error."""
+    made = box()
+    answers = at_once(cli, *[("rm", "-f", "box")] * 3)
+    assert answers == [(0, "")] * 3
+    clean({made.id})
+    made = box()
+    made.kill()
+    answers = at_once(cli, *[("rm", "box")] * 3)
+    assert sorted(code for code, _ in answers) == [0, 1, 1]
+    assert all("No such container: box" in text for code, text in answers if code)
+    clean({made.id})
+
+
+def test_exec_while_it_stops(engine: Engine, box: Any, cli: Any) -> None:
+    """The command runs to its end, is ended with the container, or is refused with words; nothing hangs."""
+    made = box("ignore-term")
+    running = cli.start("exec", "box", "sleep")
+    answers = at_once(cli, ("stop", "-t", "1", "box"), *[("exec", "box", "true")] * 4)
+    assert answers[0] == (0, "")
+    for code, text in answers[1:]:
+        assert code in (0, 137) or (code in (1, 125) and "not running" in text), (code, text)
+    assert running.wait(30) != 0
+    assert made.state is State.EXITED
+    assert cli("exec", "box", "true", code=None).returncode != 0
+
+
+def test_one_name(engine: Engine, image: str, level: Level, cli: Any) -> None:
+    """Many want the same name: one gets it, the others are told who has it, and leave nothing."""
+    words = ("run", "-d", "--name", "box", "--isolation", level, "--network", "none", image, "sleep")
+    answers = at_once(cli, *[words] * 4)
+    assert sorted(code for code, _ in answers) == [0, 125, 125, 125]
+    [made] = engine.containers.list(all=True)
+    for code, text in answers:
+        assert not code or f'the container name "/box" is already in use by container {made.id[:12]}' in text.lower()
+    assert made.exec(["true"]).wait() == 0
+    refused = cli("run", "--rm", "--name", "box", image, "true", code=125)
+    assert "is already in use by container" in refused.stderr
+    assert len(engine.containers.list(all=True)) == 1
+
+
+def test_many_short_runs_at_once(engine: Engine, image: str, cli: Any, clean: Callable[..., None]) -> None:
+    """No run takes another one's container for garbage."""
+    answers = at_once(cli, *[("run", "--rm", image, "true")] * 12)
+    assert answers == [(0, "")] * 12
+    assert engine.containers.list(all=True) == []
+    clean(set())
+
+
+# -- ports -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken(engine: Engine, image: str, level: Level, cli: Any, clean: Callable[..., None]) -> None:
+    """By a program of the host, by another container, within a range: Docker's words, and nothing left."""
+    words = ("--isolation", level, image, "sleep")
+    with socket.create_server(("127.0.0.1", 18081)):
+        refused = cli("run", "-d", "--name", "box", "-p", "127.0.0.1:18081:80", *words, code=125)
+        assert "Bind for 127.0.0.1:18081 failed: port is already allocated" in refused.stderr
+        made = engine.containers.get("box")
+        assert made.state is State.CREATED
+        assert "port is already allocated" in made.record.error
+        clean(set(), {made.id})
+        refused = cli("run", "--rm", "-p", "18080-18082:80-82", *words, code=125)
+        assert "Bind for 0.0.0.0:18081 failed: port is already allocated" in refused.stderr
+        assert len(engine.containers.list(all=True)) == 1
+        clean(set(), {made.id})
+    cli("start", "box")
+    refused = cli("run", "--rm", "-p", "18081:80", *words, code=125)
+    assert "Bind for 0.0.0.0:18081 failed: port is already allocated" in refused.stderr
+    refused = cli("run", "--rm", "-p", "18081:80/udp", "-p", "18090-18091:80-82", *words, code=125)
+    assert "nvalid ranges specified for container and host Ports" in refused.stderr
+    assert cli("port", "box").stdout == "80/tcp -> 127.0.0.1:18081\n"
+    assert cli("run", "-d", "-p", "18080-18082:80", "--name", "chosen", *words).returncode == 0
+    assert engine.containers.get("chosen").ports()[0].host_port in (18080, 18082)
+
+
+# -- commands that cannot run ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A directory with files that cannot be executed, each in its own way."""
+    for name, mode, content in (
+        ("plain", 0o644, b"#!/bin/true\n"),
+        ("garbage", 0o755, b"\x7fELF\x00 and nothing that belongs to it"),
+        ("script", 0o755, b"#!/no/such/interpreter\n"),
+        ("text", 0o755, b"no first line that names an interpreter\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "directory").mkdir()
+    return tmp_path
+
+
+CANNOT_RUN = [
+    ("nowhere", 127, 'exec: "nowhere": executable file not found in $PATH'),
+    ("/no/where", 127, 'exec: "/no/where": no such file or directory'),
+    ("/t/plain/deeper", 126, 'exec: "/t/plain/deeper": not a directory'),
+    ("/t/plain", 126, 'exec: "/t/plain": permission denied'),
+    ("/t/directory", 126, 'exec: "/t/directory": permission denied'),
+    ("/t/garbage", 126, 'exec: "/t/garbage": exec format error'),
+    ("/t/text", 126, 'exec: "/t/text": exec format error'),
+    ("/t/script", 127, 'exec: "/t/script": no such file or directory'),
+]
+
+
+def test_commands_that_cannot_run(
+    engine: Engine, image: str, level: Level, cli: Any, programs: Path, clean: Callable[..., None], box: Any
+) -> None:
+    """Docker's exit codes and words, from run and from exec; a container that never ran is created, with the reason in its record."""
+    running = box(mounts=(MountSpec(kind="bind", source=str(programs), target="/t"),))
+    options = ("--isolation", level, "--network", "none", "-v", f"{programs}:/t")
+    for command, code, message in CANNOT_RUN:
+        answer = cli("exec", "box", command, code=None)
+        assert (answer.returncode, message in answer.stderr) == (code, True), (command, answer)
+    running.remove(force=True)
+    for command, code, message in CANNOT_RUN if level is Level.PROCESS else CANNOT_RUN[::3]:
+        answer = cli("run", "--name", "box", *options, image, command, code=None)
+        assert (answer.returncode, message in answer.stderr) == (code, True), (command, answer)
+        made = engine.containers.get("box")
+        assert (made.state, made.record.exit_code) == (State.CREATED, code)
+        assert message in made.record.error
+        clean(set(), {made.id})
+        made.remove()
+    cli("run", "--rm", *options, image, "nowhere", code=127)
+    cli("run", "--rm", "-d", *options, image, "nowhere", code=127)
+    assert engine.containers.list(all=True) == []
+
+
+def test_unknown_things(engine: Engine, image: str, level: Level, cli: Any, registry: Any, clean: Callable[..., None]) -> None:
+    options = ("--isolation", level, "--network", "none")
+    answer = cli("run", "--rm", *options, "nosuch", code=125)
+    assert "Unable to find image 'nosuch:latest' locally" in answer.stderr
+    assert "nosuch" in answer.stderr.splitlines()[-2]
+    answer = cli("run", "--rm", *options, "guestprog:nosuch", code=125)
+    assert "guestprog:nosuch" in answer.stderr
+    answer = cli("run", "--rm", *options, "--pull", "never", "nosuch", code=125)
+    assert "No such image: nosuch:latest" in answer.stderr
+    for words in (
+        ("start", "nosuch"),
+        ("stop", "nosuch"),
+        ("rm", "nosuch"),
+        ("exec", "nosuch", "true"),
+        ("logs", "nosuch"),
+        ("kill", "nosuch"),
+    ):
+        assert "No such container: nosuch" in cli(*words, code=125 if words[0] in ("exec", "logs") else 1).stderr, words
+    assert "No such image: nosuch" in cli("rmi", "nosuch", code=1).stderr
+    answer = cli("run", "--rm", *options, "-u", "nosuch", image, "true", code=125)
+    assert "unable to find user nosuch: no matching entries in passwd file" in answer.stderr
+    answer = cli("run", "--rm", *options, "-u", "root:nosuch", image, "true", code=125)
+    assert "unable to find group nosuch: no matching entries in group file" in answer.stderr
+    assert engine.containers.list(all=True) == []
+    clean(set())
+
+
+def test_little_memory_and_a_missing_working_directory(engine: Engine, image: str, level: Level, cli: Any) -> None:
+    options = ("--rm", "--isolation", level, "--network", "none")
+    answer = cli("run", *options, "--memory", "4m", image, "true", code=125)
+    assert "Minimum memory limit allowed is 6MB" in answer.stderr
+    assert engine.containers.list(all=True) == []
+    assert cli("run", *options, "--memory", "6m", image, "echo", "enough").stdout == "enough\n"
+    assert cli("run", *options, "-w", "/not/there/yet", image, "pwd").stdout == "/not/there/yet\n"

@@ -297,13 +297,18 @@ def _plan_error(refused: wire.Refused, spawn: Spawn) -> Exception:
         name = str(failed.args[1]) if isinstance(count, int) and count else ""
         if refused.errno == ENOENT:
             text = "executable file not found in $PATH" if "/" not in name else "no such file or directory"
-            return CommandNotFound(f'exec "{name}": {text}', details=details)
+            return CommandNotFound(f'exec: "{name}": {text}', details=details)
         if refused.errno in (EACCES, ENOEXEC):
             text = "permission denied" if refused.errno == EACCES else "exec format error"
-            return CommandNotExecutable(f'exec "{name}": {text}', details=details)
-        return ExecError(f'exec "{name}": {refused.text}', details=details)
+            return CommandNotExecutable(f'exec: "{name}": {text}', details=details)
+        text = refused.text.removeprefix(f"exec {name}: ")
+        return ExecError(f'exec: "{name}": {text[:1].lower()}{text[1:]}', details=details)
     if failed.code == Code.USER and refused.errno == ENOENT:
-        return NotFound(f"unable to find user {failed.args[0]!s}: no matching entries in the container's passwd file", details=details)
+        _, said, rest = refused.text.rpartition("no group ")
+        what, where = (
+            (f"group {rest.partition(' in /etc/')[0]}", "group") if said else (f"user {failed.args[0]!s}".partition(":")[0], "passwd")
+        )
+        return NotFound(f"unable to find {what}: no matching entries in {where} file", details=details)
     if failed.code == Code.CHDIR and refused.errno == ENOENT:
         return CommandNotFound(f'chdir to working directory "{failed.args[0]!s}" failed: no such file or directory', details=details)
     return SandboxError(f"could not set up the container: {refused.text}", stage="plan", details=details)
