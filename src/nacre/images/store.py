@@ -110,6 +110,9 @@ class ImageStore:
     def __init__(self, root: str) -> None:
         self.root = f"{root}/images"
         self.content = ContentStore(f"{root}/blobs")
+        # What was read last, so that a file that has not changed is not taken apart again: one command asks several times.
+        self._documents: dict[str, tuple[bytes, dict[str, Any]]] = {}
+        self._values: dict[str, tuple[dict[str, Any], Image]] = {}
 
     # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -279,12 +282,16 @@ class ImageStore:
                     data = file.read()
             except FileNotFoundError:
                 return None
+        known = self._documents.get(path)
+        if known and known[0] == data:
+            return known[1]
         try:
             document = json.loads(data)
             if not isinstance(document, dict):
                 raise ValueError("not an object")
         except ValueError as error:
             raise HostError(f"{path} is damaged: {error}", hint="restore it, or move it away and pull the images again") from error
+        self._documents[path] = data, document
         return document
 
     def _read_record(self, identifier: str) -> dict[str, Any] | None:
@@ -295,8 +302,11 @@ class ImageStore:
         record = self._read_record(identifier)
         if record is None:
             return None
+        known = self._values.get(identifier)
+        if known is None or known[0] is not record:
+            known = self._values[identifier] = record, Image.from_data(record.get("image", {}))
         tags, digests = references.names(identifier)
-        return Image.from_data({**record.get("image", {}), "tags": tags, "repo_digests": digests})
+        return known[1].replace(tags=tags, repo_digests=digests)
 
     def _all(self, references: _References) -> _Images:
         return [image for identifier in references.images if (image := self._image(identifier, references)) is not None]
