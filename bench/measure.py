@@ -65,23 +65,24 @@ def wall(command: Sequence[str], environment: Mapping[str, str] | None = None) -
     return run
 
 
-def first_output(command: Sequence[str], needle: bytes = b"", environment: Mapping[str, str] | None = None) -> Runner:
-    """Wall time in ms from spawn to the first byte (or to `needle`) on standard output. The command is let finish, outside the time."""
-    environ = dict(os.environ if environment is None else environment)
+def first_output(command: Sequence[str], needle: bytes, *, finish: bool) -> Runner:
+    """Wall time in ms from spawn to `needle` on standard output. Outside the time the command is let finish, or killed."""
 
     def run() -> float:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdout is not None
         seen, taken = b"", 0.0
         while block := os.read(process.stdout.fileno(), 4096):
             seen += block
             if not taken and needle in seen:
                 taken = time.perf_counter() - start
+                if not finish:
+                    process.kill()
         process.wait()
         process.stdout.close()
         if not taken:
-            explain(command, environ)
+            explain(command, os.environ)
         return taken * 1000
 
     return run

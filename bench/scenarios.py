@@ -157,7 +157,10 @@ class Bench:
                 continue
             run = [NACRE, "run", "--rm", "--isolation", "vm", "--kernel", str(kernel), "guestprog", "echo", "ready"]
             taken = in_turns(
-                {"nacre": first_output(run, guest.LINE), "bare": first_output(guest.machine(kernel, initrd, accelerator), guest.LINE)},
+                {
+                    "nacre": first_output(run, guest.LINE, finish=True),
+                    "bare": first_output(guest.machine(kernel, initrd, accelerator), guest.LINE, finish=False),
+                },
                 self.rounds(10),
             )
             what = f"vm level, {name}, {accelerator}: first output of `run --rm`"
