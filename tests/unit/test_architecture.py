@@ -49,9 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 HOT = [
     "", "cli", "cli.context", "cli.flags", "cli.registry", "cli.commands.run", "cli.commands.exec", "cli.commands.ps", "engine",
     "engine.core", "engine.containers", "engine.lifecycle", "engine.merge", "store", "store.database", "store.layout", "store.lock",
-    "images.store", "cli.terminal", "storage.layers", "storage.probe", "storage.rootfs", "storage.volumes", "network", "network.manager", "isolation", "isolation.process",
-    "isolation.channel", "isolation.security", "isolation.stream", "isolation.plan", "linux.cgroups", "linux.seccomp",
-    "linux.capabilities", "linux.process", "linux.netlink", "wire.stem",
+    "images.store", "cli.terminal", "storage.layers", "storage.probe", "storage.rootfs", "storage.volumes", "network", "network.manager",
+    "isolation", "isolation.process", "isolation.channel", "isolation.security", "isolation.stream", "isolation.plan",
+    "linux.cgroups", "linux.seccomp", "linux.capabilities", "linux.process", "linux.netlink", "wire.stem",
 ]  # fmt: skip
 HEAVY = {
     "argparse", "asyncio", "bz2", "dataclasses", "datetime", "difflib", "hashlib", "http.client", "importlib.metadata", "inspect",
