@@ -104,6 +104,21 @@ def test_names_and_blocks_are_unique(tmp_path: Any) -> None:
     assert database.all(pending=True) == [second.id]
 
 
+def test_changes_made_together_are_one(tmp_path: Any) -> None:
+    database = Database(str(tmp_path / "db"))
+    first, second = record("one"), record("two")
+    with database.together():
+        database.add(first, pending=False)
+        database.record_event({"time": 1.0})
+    with pytest.raises(Conflict), database.together():
+        database.add(second, pending=False)
+        database.record_event({"time": 2.0})
+        database.put(second.replace(name="one"), active=False)
+    assert database.all() == [first.id]
+    assert [event["time"] for _, event in database.events()] == [1.0]
+    database.add(second, pending=False)
+
+
 def test_finding_by_name_id_and_prefix(tmp_path: Any) -> None:
     database = Database(str(tmp_path / "db"))
     a, b = record("one").replace(id="ab" * 32), record("two").replace(id="ac" * 32)

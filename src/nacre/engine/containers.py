@@ -70,11 +70,14 @@ class Containers:
         # The verb lock is taken before the row exists: a sweeper that sees a pending row with free locks knows its maker is dead.
         with self._core.images.hold(), self._lifecycle.birth(identifier):
             self._core.images.resolve(image.id)  # nobody may have removed it in between; from the row on it is in use
-            record = self._insert(record, named=bool(spec.name))
+            record = self._insert(record, named=bool(spec.name), pending=pending)
             try:
-                record = record.replace(mounts=self._mounts(record, image))
                 claim = self._lifecycle.claim(identifier) if pending else None
-                self._core.database.put(record, active=False, pending=pending)
+                if spec.mounts:
+                    record = record.replace(mounts=self._mounts(record, image))
+                    with self._core.database.together():
+                        self._core.database.put(record, active=False, pending=pending)
+                        self._core.container_event(record, "create")
             except BaseException:
                 self._lifecycle.remove(record)
                 raise
@@ -127,10 +130,14 @@ class Containers:
                     removed.append(container.id)
         return removed
 
-    def _insert(self, record: Record, *, named: bool) -> Record:
+    def _insert(self, record: Record, *, named: bool, pending: bool) -> Record:
+        """Record it; with mounts to be made it is pending until it is complete, and `create` has not happened yet."""
         for attempt in range(20):
             try:
-                self._core.database.add(record, pending=True)  # until it is complete
+                with self._core.database.together():
+                    self._core.database.add(record, pending=pending or bool(record.spec.mounts))
+                    if not record.spec.mounts:
+                        self._core.container_event(record, "create")
                 return record
             except Conflict:
                 if named or attempt == 19:

@@ -157,12 +157,13 @@ class Lifecycle:
             except SandboxGone as error:
                 raise self._explain(error, sandbox) from error
             record = record.replace(pid=pid, main=proc, started=timestamp(), exit_code=0)
-            core.database.put(record, active=True)
+            with core.database.together():
+                core.database.put(record, active=True)
+                core.container_event(record, "start")
             undo.pop_all()
         lock.release()  # ours; the stem's copy keeps it held
         for fd in reserved:
             os.close(fd)
-        core.container_event(record, "start")
         if attach:
             return record, Stream(channel, proc, ended=lambda: self.ended(record.id))
         channel.close()
@@ -281,10 +282,11 @@ class Lifecycle:
             error=error,
         )
         # Whoever asked for its removal may die before doing it.
-        self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
-        if exit.oom:
-            self.core.container_event(record, "oom")
-        self.core.container_event(record, "die", exitCode=str(exit.code))
+        with self.core.database.together():
+            self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
+            if exit.oom:
+                self.core.container_event(record, "oom")
+            self.core.container_event(record, "die", exitCode=str(exit.code))
         return record
 
     def _cause_of_death(self, record: Container, *, lost: bool) -> str:
@@ -303,8 +305,9 @@ class Lifecycle:
         for number, pid, _, _ in rows:
             if number == MAIN:
                 record = record.replace(pid=pid, main=number, started=timestamp(), exit_code=0)
-                self.core.database.put(record, active=True)
-                self.core.container_event(record, "start")
+                with self.core.database.together():
+                    self.core.database.put(record, active=True)
+                    self.core.container_event(record, "start")
                 return record
         return self._abandon(record)
 
@@ -387,9 +390,10 @@ class Lifecycle:
         self.core.rootfs.remove(record.id)
         if volumes or record.spec.auto_remove:
             self._remove_anonymous_volumes(record)
-        self.core.database.drop(record.id)
+        with self.core.database.together():
+            self.core.database.drop(record.id)
+            self.core.container_event(record, "destroy")
         self.core.layout.discard(self.core.layout.container(record.id))
-        self.core.container_event(record, "destroy")
 
     def _remove_anonymous_volumes(self, record: Container) -> None:
         for mount in record.mounts:

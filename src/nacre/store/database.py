@@ -16,6 +16,7 @@ from typing import Any
 
 from nacre.errors import Conflict, HostError, NoSpace
 from nacre.model.container import Container
+from nacre.store.reserve import Reserve
 
 # One entry per schema version; PRAGMA user_version counts those that have been applied.
 MIGRATIONS = (
@@ -38,6 +39,9 @@ class Database:
 
     def __init__(self, path: str) -> None:
         fresh = not os.path.exists(path)
+        self.path = path
+        self._reserve = Reserve(f"{os.path.dirname(path)}/reserve")
+        self._reserve.release_if_needed()
         try:
             self._sql = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             self._sql.execute("PRAGMA synchronous=NORMAL")
@@ -48,11 +52,11 @@ class Database:
                 self._migrate()
         except sqlite3.Error as error:
             raise _explain(error, path) from error
-        self.path = path
 
     def close(self) -> None:
         """Close the file. Idempotent."""
         self._sql.close()
+        self._reserve.take()
 
     def _version(self) -> int:
         return int(self._sql.execute("PRAGMA user_version").fetchone()[0])
@@ -71,13 +75,24 @@ class Database:
         self._sql.execute("COMMIT")
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Everything that is written inside is one change: all of it or, when the context fails, none of it."""
+        with self._write():
+            yield
+
+    @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         try:
+            if self._sql.in_transaction:  # of `together`, which ends it
+                yield self._sql
+                return
+            self._reserve.release_if_needed()
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield self._sql
             except BaseException:
-                self._sql.execute("ROLLBACK")
+                if self._sql.in_transaction:  # a full disk has undone it already
+                    self._sql.execute("ROLLBACK")
                 raise
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
@@ -164,7 +179,8 @@ class Database:
 
 def _explain(error: sqlite3.Error, path: str) -> HostError:
     text = str(error)
-    if "full" in text:
+    disk = os.statvfs(os.path.dirname(path))
+    if "full" in text or ("I/O" in text and not disk.f_bavail):
         return NoSpace(f"cannot write {path}: {text}", hint="free some space; nothing was changed")
     if isinstance(error, sqlite3.DatabaseError) and "malformed" in text:
         return HostError(f"{path} is damaged: {text}", hint="restore it from a backup, or move it away to start with no containers")
