@@ -81,7 +81,6 @@ class Containers:
             except BaseException:
                 self._lifecycle.remove(record)
                 raise
-        self._core.container_event(record, "create")
         handle = Container(self._core, self._lifecycle, record, claim)
         handle.warnings = warnings
         return handle
