@@ -105,7 +105,7 @@ def one(root: str, run: str, step: int, verb: str, *arguments: str) -> None:
         with Engine(root, run) as engine:
             do(engine, step, verb, *arguments)
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
         code = 0
     except BaseException:
         import traceback
