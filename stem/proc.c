@@ -112,8 +112,8 @@ static void proc_finish(struct proc *p)
 {
 	proc_pump(p); /* nobody will read it any more: discards and unblocks */
 	p->state = P_ENDED;
-	if (p->exit_path)
-		exit_record(p->exit_path, p->code, p->signal, p->oom, p->end_ns);
+	if (p->exit_path && exit_record(p->exit_path, p->code, p->signal, p->oom, p->end_ns) < 0)
+		exit_record("exit", p->code, p->signal, p->oom, p->end_ns);
 	while (p->waiters) {
 		struct waiter *w = p->waiters;
 		p->waiters = w->next;

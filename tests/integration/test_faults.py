@@ -79,7 +79,7 @@ def clean(remains: Callable[[set[str]], set[str]], eventually: Any) -> Callable[
 
         def nothing() -> bool:
             left.clear()
-            left.update(line for line in remains(containers | stopped) - before if not line.endswith(kept))
+            left.update(line for line in remains({*containers, *stopped}) - before if not line.endswith(kept))
             return not left
 
         # The kernel deletes interfaces in the background.
@@ -555,3 +555,137 @@ def test_little_memory_and_a_missing_working_directory(engine: Engine, image: st
     assert engine.containers.list(all=True) == []
     assert cli("run", *options, "--memory", "6m", image, "echo", "enough").stdout == "enough\n"
     assert cli("run", *options, "-w", "/not/there/yet", image, "pwd").stdout == "/not/there/yet\n"
+
+
+# -- full disks ------------------------------------------------------------------------------------------------------------
+
+
+class SmallDisk:
+    """An engine's root on a small file system of its own, with a command line for it."""
+
+    def __init__(self, cli: Any, directories: Any, mebibytes: int) -> None:
+        self.root = tempfile.mkdtemp(prefix="nacre-small-", dir="/var/tmp")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", self.root], check=True)
+        self._cli = cli
+        self._environment = {"NACRE_ROOT": self.root, "NACRE_RUN": f"{directories.run}/small"}
+        self._ballast = Path(self.root, "ballast")
+
+    def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line."""
+        done: subprocess.CompletedProcess[str] = self._cli(*words, environment=self._environment, **options)
+        return done
+
+    def engine(self) -> Engine:
+        """An engine."""
+        return Engine(self._environment["NACRE_ROOT"], self._environment["NACRE_RUN"])
+
+    def fill(self, leave: int = 0) -> None:
+        """Use all space but `leave` bytes."""
+        with contextlib.suppress(OSError), open(self._ballast, "ab", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        os.truncate(self._ballast, max(0, self._ballast.stat().st_size - leave))
+
+    def relieve(self) -> None:
+        """Give the space back."""
+        self._ballast.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        self.relieve()
+        with self.engine() as engine:
+            for container in engine.containers.list(all=True):
+                container.remove(force=True)
+        subprocess.run(["umount", self.root], check=True)
+        os.rmdir(self.root)
+
+
+@pytest.fixture
+def small_disk(cli: Any, directories: Any, layouts: Any, tmp_path: Path) -> Iterator[SmallDisk]:
+    """12 MiB with the test image in it."""
+    made = SmallDisk(cli, directories, 12)
+    try:
+        ocipack.archive_layout(layouts("guestprog"), tmp_path / "image.tar")
+        made("load", "-q", "-i", str(tmp_path / "image.tar"))
+        with made.engine() as engine:
+            [image] = engine.images.list()
+            engine.images.tag(image.id, "guestprog")
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_container_fills_the_disk(small_disk: SmallDisk, level: Level) -> None:
+    """Its own writes fail; everything else goes on, and removing it gives the space back."""
+    small_disk("run", "-d", "--name", "box", "--network", "none", "--isolation", level, "guestprog", "sleep")
+    answer = small_disk("exec", "box", "fill", "/big", "64", code=1)
+    assert "No space left on device" in answer.stderr or (level is Level.VM and "Input/output error" in answer.stderr)
+    assert small_disk("exec", "box", "echo", "alive").stdout == "alive\n"
+    assert "Up" in small_disk("ps").stdout
+    small_disk("stop", "-t", "0", "box")
+    assert "Exited (137)" in small_disk("ps", "-a").stdout
+    small_disk("rm", "box")
+    assert small_disk("run", "--rm", "--network", "none", "guestprog", "fill", "/big", "4").returncode == 0
+
+
+def test_no_space_for_a_new_container(small_disk: SmallDisk, clean: Callable[..., None]) -> None:
+    small_disk.fill()
+    small_disk("ps")  # may use what is kept back
+    small_disk.fill()
+    answer = small_disk("run", "--rm", "--network", "none", "guestprog", "true", code=125)
+    assert "no space left for" in answer.stderr
+    codes = set()
+    for left in (4096, 12288, 24576, 49152, 65536, 98304):
+        small_disk.fill(left)
+        answer = small_disk("run", "--rm", "--network", "none", "guestprog", "true", code=None)
+        codes.add(answer.returncode)
+        assert not answer.returncode or "no space left" in answer.stderr or "disk is full" in answer.stderr, answer.stderr
+        small_disk.relieve()
+        assert small_disk("ps", "-a", "-q").stdout == ""
+        assert os.listdir(f"{small_disk.root}/containers") == []
+        clean(set())
+    assert codes == {0, 125}
+    assert small_disk("run", "--rm", "--network", "none", "guestprog", "echo", "fine").stdout == "fine\n"
+
+
+def test_removing_on_a_full_disk(small_disk: SmallDisk) -> None:
+    """What frees space works without any."""
+    small_disk("run", "-d", "--name", "box", "--network", "none", "guestprog", "sleep")
+    small_disk("exec", "box", "fill", "/some", "2")
+    small_disk.fill()
+    small_disk("rm", "-f", "box")
+    assert small_disk("ps", "-a", "-q").stdout == ""
+    small_disk.fill()
+    small_disk("rmi", "-f", small_disk("images", "-q").stdout.split()[0])
+    assert small_disk("images", "-q").stdout == ""
+
+
+def test_logs_on_a_full_disk_stop_nobody(small_disk: SmallDisk, eventually: Any) -> None:
+    """Lines of the log are lost; the container goes on, those attached see everything, and its exit code is right."""
+    small_disk("run", "-d", "--name", "box", "--network", "none", "guestprog", "ticks", "40", "25")
+    small_disk.fill()
+    with small_disk.engine() as engine:
+        made = engine.containers.get("box")
+        stream = made.attach()
+        code, output, _ = stream.communicate()
+        assert code == 0
+        assert output.splitlines()
+        eventually(lambda: not made.refresh().record.pid, "its end is recorded")
+        assert (made.state, made.record.exit_code, made.record.error) == (State.EXITED, 0, "")
+    small_disk.relieve()
+    assert "Exited (0)" in small_disk("ps", "-a").stdout
+
+
+def test_a_pull_fills_the_disk(cli: Any, directories: Any, registry: Any, tmp_path: Path) -> None:
+    """It says so and leaves nothing; with more space the same pull succeeds."""
+    noise = ocipack.layer_from_members([ocipack.file_member("noise", os.urandom(8 << 20))])
+    ocipack.write_layout(tmp_path / "large", [noise], {"Cmd": ["/noise"]})
+    registry.push(tmp_path / "large", "library/large:latest")
+    with contextlib.closing(SmallDisk(cli, directories, 12)) as disk:
+        answer = disk("pull", "large", code=125)
+        assert "disk is full" in answer.stderr or "no space left" in answer.stderr
+        assert disk("images", "-q").stdout == ""
+        assert tree(Path(disk.root)).keys() <= {"images/references.json"}
+        subprocess.run(["mount", "-o", "remount,size=32m", disk.root], check=True)
+        disk("pull", "large")
+        assert "large" in disk("images").stdout

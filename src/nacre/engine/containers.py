@@ -14,7 +14,7 @@ from nacre.engine.core import Core, timestamp
 from nacre.engine.lifecycle import MAIN, Lifecycle, hostname
 from nacre.errors import Conflict, ExecError, InvalidArgument, NacreError, NotFound, SandboxError, SandboxGone, Unsupported
 from nacre.isolation import Pausable, driver
-from nacre.isolation.channel import Channel, Exit, read_exit_record, signal_number
+from nacre.isolation.channel import Channel, Exit, signal_number
 from nacre.isolation.plan import builtin_plan, exec_plan
 from nacre.isolation.stream import Stream
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
@@ -486,7 +486,7 @@ class Container:
         return self._lifecycle.sandbox(found[0], found[1])
 
     def _ended(self) -> bool:
-        return read_exit_record(f"{self._core.layout.container(self.id)}/exit") is not None
+        return self._lifecycle.exit_of(self.id) is not None
 
     def _running(self) -> bool:
         if not self._lifecycle.alive(self.id) or self._ended():

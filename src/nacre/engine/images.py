@@ -58,6 +58,7 @@ class Images:
 
     def remove(self, reference: str, *, force: bool = False) -> builtins.list[tuple[str, str]]:
         """Take a name away, and with the last name the image: ("untagged" | "deleted", what). Raises NotFound, Conflict when in use."""
+        self._core.database.make_room()
         removed = self._core.images.remove(reference, force=force, in_use=self._users, running=self._running_users)
         done = [("deleted", item.deleted) if item.deleted else ("untagged", item.untagged) for item in removed]
         self._core.images.collect(self._prune_layers)

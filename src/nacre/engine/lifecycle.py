@@ -50,6 +50,11 @@ class Lifecycle:
         """Whether a stem lives for this container: asked of the kernel."""
         return is_locked(f"{self.core.layout.sandbox(identifier)}/lock")
 
+    def exit_of(self, identifier: str) -> Exit | None:
+        """How the main process of the last run ended; None while it runs. A stem on a full disk leaves it in the run-time directory."""
+        places = (self.core.layout.container(identifier), self.core.layout.sandbox(identifier))
+        return read_exit_record(f"{places[0]}/exit") or read_exit_record(f"{places[1]}/exit")
+
     def load(self, identifier: str) -> tuple[Container, int, bool] | None:
         """The record, its block and whether its end is unrecorded."""
         return self.core.database.get(identifier)
@@ -260,13 +265,13 @@ class Lifecycle:
         """
         if not active:
             return record
-        exit = read_exit_record(f"{self.core.layout.container(record.id)}/exit")
+        exit = self.exit_of(record.id)
         if self.alive(record.id):
             if exit is None:
                 return record if record.main else self._take_over(record)
             self._hang_up(record)
         # Read again: a stem writes its record before it lets go of the lock.
-        exit = exit or read_exit_record(f"{self.core.layout.container(record.id)}/exit")
+        exit = exit or self.exit_of(record.id)
         if exit is None and not record.main:
             return self._abandon(record)
         error = self._cause_of_death(record, lost=exit is None)
@@ -477,7 +482,7 @@ class Lifecycle:
         found = self.load(identifier)
         if not found or not found[2]:
             return found
-        if found[0].main and self.alive(identifier) and not os.path.exists(f"{self.core.layout.container(identifier)}/exit"):
+        if found[0].main and self.alive(identifier) and not self.exit_of(identifier):
             return found
         try:
             with self.verb(identifier, wait=0):

@@ -58,6 +58,10 @@ class Database:
         self._sql.close()
         self._reserve.take()
 
+    def make_room(self) -> None:
+        """Give up the space that is kept back if the disk is full: for what is going to free some."""
+        self._reserve.release_if_needed()
+
     def _version(self) -> int:
         return int(self._sql.execute("PRAGMA user_version").fetchone()[0])
 
@@ -181,7 +185,7 @@ def _explain(error: sqlite3.Error, path: str) -> HostError:
     text = str(error)
     disk = os.statvfs(os.path.dirname(path))
     if "full" in text or ("I/O" in text and not disk.f_bavail):
-        return NoSpace(f"cannot write {path}: {text}", hint="free some space; nothing was changed")
+        return NoSpace(f"no space left for {path}", hint="free some space; nothing was changed", details=text)
     if isinstance(error, sqlite3.DatabaseError) and "malformed" in text:
         return HostError(f"{path} is damaged: {text}", hint="restore it from a backup, or move it away to start with no containers")
     return HostError(f"cannot use {path}: {text}")

@@ -4,6 +4,7 @@
 
     root (durable, NACRE_ROOT, /var/lib/nacre)
     ├── nacre.db             containers, volumes, events (SQLite, WAL)
+    ├── reserve              space that its changes may take on a full disk
     ├── blobs/               content-addressed store of image content
     ├── images/              image records and references
     ├── layers/              unpacked layers, one EROFS image or directory each

@@ -139,7 +139,8 @@ def _disks(machine: Machine) -> list[str]:
         # The node is the plain file: what the guest writes into it is never taken for a format.
         words += ["-add-fd", f"fd={machine.disk},set=1"]
         words += ["-blockdev", "driver=file,node-name=disk,filename=/dev/fdset/1,discard=unmap"]
-        words += _device(machine, "virtio-blk", "disk", ",drive=disk")
+        # When the host's disk is full the guest is told; the default would stop the machine without a word.
+        words += _device(machine, "virtio-blk", "disk", ",drive=disk,werror=report,rerror=report")
     return words
 
 
