@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import nacre
 import ocipack
 from nacre import ContainerSpec, Engine, Level, MountSpec, State
 from nacre.engine import Container
@@ -689,3 +690,89 @@ def test_a_pull_fills_the_disk(cli: Any, directories: Any, registry: Any, tmp_pa
         subprocess.run(["mount", "-o", "remount,size=32m", disk.root], check=True)
         disk("pull", "large")
         assert "large" in disk("images").stdout
+
+
+# -- hosts that lack something ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["directory", "copy"])
+def test_without_erofs_or_overlay(
+    driver: str, level: Level, cli: Any, directories: Any, layouts: Any, tmp_path: Path, clean: Callable[..., None]
+) -> None:
+    """Every storage driver runs containers, at both levels; what they wrote is there when they start again."""
+    if level is Level.VM and not shutil.which("mkfs.erofs"):
+        pytest.skip("a virtual machine's layers are EROFS images; run: apt-get install erofs-utils")
+    environment = {"NACRE_ROOT": str(tmp_path / "root"), "NACRE_RUN": f"{directories.run}/{driver}", "NACRE_STORAGE_DRIVER": driver}
+
+    def run(*words: str, **options: Any) -> str:
+        return str(cli(*words, environment=environment, **options).stdout)
+
+    ocipack.archive_layout(layouts("guestprog"), tmp_path / "image.tar")
+    run("load", "-q", "-i", str(tmp_path / "image.tar"))
+    image = run("images", "-q").split()[0]
+    assert driver in run("info", "--format", "{{.StorageDriver}}")
+    options = ("--isolation", level, "--network", "none")
+    assert run("run", "--rm", *options, image, "echo", "fine") == "fine\n"
+    run("run", "-d", "--name", "box", *options, image, "sleep")
+    run("exec", "box", "write", "/kept", "still here")
+    run("exec", "box", "rm", "/bin/false")
+    run("restart", "-t", "0", "box")
+    assert run("exec", "box", "cat", "/kept").strip() == "still here"
+    run("exec", "box", "false", code=127)
+    run("rm", "-f", "box")
+    run("rmi", "-f", image)
+    assert os.listdir(tmp_path / "root/containers") == []
+    clean(set())
+
+
+def test_a_driver_that_cannot_work(cli: Any, directories: Any, tmp_path: Path) -> None:
+    """An engine whose directory cannot be the upper of an overlay, and one without mkfs.erofs: asked for, they say why."""
+    environment = {"NACRE_ROOT": str(tmp_path / "root"), "NACRE_RUN": f"{directories.run}/cannot", "NACRE_STORAGE_DRIVER": "nonsense"}
+    answer = cli("info", environment=environment, code=125)
+    assert "there is no storage driver 'nonsense'" in answer.stderr
+    assert "erofs, directory, copy" in answer.stderr
+
+
+@pytest.fixture
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line of an ordinary user. As that user may not read root's Python, perhaps another one's."""
+    source = Path(nacre.__file__).parent.parent
+    main = "import sys; from nacre.cli import main; sys.exit(main())"
+
+    def run(*words: str, root: str, code: int) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(source), "NACRE_ROOT": root, "NACRE_RUN": f"{root}/run"}
+        user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+        for python in (sys.executable, "/usr/bin/python3"):
+            try:
+                # -P is not known before 3.11, which then is no Python for us.
+                done = subprocess.run([python, "-P", "-c", main, *words], env=environment, capture_output=True, text=True, cwd="/", **user)
+            except OSError:
+                continue
+            if "No module named 'nacre'" not in done.stderr and "unknown option" not in done.stderr.lower():
+                assert done.returncode == code, done.stderr
+                return done
+        pytest.skip("an ordinary user can read no Python here")
+
+    return run
+
+
+def test_without_root(nobody: Any, tmp_path: Path) -> None:
+    """It says what is missing, before anything is downloaded."""
+    answer = nobody("ps", root="/proc/nacre", code=125)
+    assert answer.stderr
+    with tempfile.TemporaryDirectory(prefix="nacre-", dir="/var/tmp") as directory:
+        os.chmod(directory, 0o755)
+        answer = nobody("ps", root=f"{directory}/root", code=125)
+        assert f"cannot create {directory}/root: permission denied" in answer.stderr
+        assert "run as root (sudo), or point NACRE_ROOT and NACRE_RUN at directories of yours" in answer.stderr
+        answer = nobody("doctor", root=f"{directory}/root", code=1)
+        assert "rootless" in answer.stdout
+        with Engine(f"{directory}/root", f"{directory}/root/run") as engine:
+            assert engine.containers.list() == []
+        answer = nobody("ps", root=f"{directory}/root", code=125)
+        assert f"cannot use {directory}/root: permission denied" in answer.stderr
+        os.chmod(directory, 0o777)
+        answer = nobody("run", "--rm", "ubuntu", "true", root=f"{directory}/mine", code=125)
+        assert "containers are started by root" in answer.stderr
+        assert "newuidmap" in answer.stderr
+        assert "Pulling" not in answer.stderr
