@@ -17,6 +17,7 @@ from nacre.model.plan import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
+    MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
@@ -258,7 +259,8 @@ def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]]) 
             ops += [op(Code.MKDIR, target, 0o755), op(Code.MOUNT, "tmpfs", target, "tmpfs", flags, data)]
         else:
             ops.append(op(Code.MKDIR, target, 0o755) if mount.is_dir else op(Code.TOUCH, target, 0o644))
-            ops.append(op(Code.BIND, mount.source, target, MS_BIND | MS_REC | (MS_RDONLY if mount.read_only else 0)))
+            # Private, as Docker's: what the host mounts there later stays out of the container.
+            ops.append(op(Code.BIND, mount.source, target, MS_BIND | MS_REC | MS_PRIVATE | (MS_RDONLY if mount.read_only else 0)))
     return ops
 
 
