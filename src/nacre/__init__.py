@@ -13,10 +13,10 @@ The public SDK is what `__all__` names; everything else may change. Names load w
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.engine import Engine as Engine
     from nacre.errors import NacreError as NacreError
     from nacre.model.container import ContainerSpec as ContainerSpec
@@ -54,5 +54,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(__import__(_HOMES[name], fromlist=(name,)), name)
     raise AttributeError(f"module 'nacre' has no attribute {name!r}")

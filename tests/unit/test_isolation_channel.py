@@ -136,7 +136,7 @@ def test_hello(connect: Callable[[Script], Channel]) -> None:
         assert (frame.type, frame.flags, frame.payload) == (Type.HELLO, wire.CUSTODY, wire.u32(wire.VERSION))
         peer.answer(frame, wire.u32(1) + wire.u32(3) + wire.string("6.1.0"))
 
-    assert connect(script).hello() == (1, "relay", "6.1.0")
+    assert connect(script).hello() == wire.Hello(version=1, role="relay", release="6.1.0")
 
 
 def test_spawn_answers_with_numbers_and_keeps_what_came_before(connect: Callable[[Script], Channel]) -> None:
@@ -279,7 +279,7 @@ def test_an_answer_in_small_pieces(connect: Callable[[Script], Channel]) -> None
 def test_answers_to_somebody_else_are_not_taken(connect: Callable[[Script], Channel]) -> None:
     def script(peer: Peer) -> None:
         frame = peer.request()
-        peer.answer(frame._replace(tag=frame.tag + 7), b"")
+        peer.answer(Frame(frame.type, frame.flags, frame.proc, frame.tag + 7, frame.payload), b"")
         peer.answer(frame, wire.u32(1) + wire.u32(1) + wire.string("x"))
 
     assert connect(script).hello().role == "host"

@@ -149,7 +149,7 @@ def test_limits() -> None:
     largest = wire.Frame(wire.Type.OUTPUT, 0, 1, 0, bytes(wire.PAYLOAD_MAX))
     assert wire.Decoder().feed(wire.encode(largest)) == [largest]
     with pytest.raises(ValueError, match="exceeds"):
-        wire.encode(largest._replace(payload=bytes(wire.PAYLOAD_MAX + 1)))
+        wire.encode(wire.Frame(wire.Type.OUTPUT, 0, 1, 0, bytes(wire.PAYLOAD_MAX + 1)))
     with pytest.raises(ValueError, match="1048577"):
         wire.Decoder().feed(wire.HEAD.pack(wire.PAYLOAD_MAX + 1, wire.Type.OUTPUT, 0, 1, 0))
     with pytest.raises(ValueError, match="Type"):
@@ -248,7 +248,7 @@ ANSWERS: list[tuple[Callable[[bytes], object], bytes]] = [
 
 def test_answers() -> None:
     results = [decode(payload) for decode, payload in ANSWERS]
-    assert results[0] == wire.Hello(1, "relay", "6.1")
+    assert results[0] == wire.Hello(version=1, role="relay", release="6.1")
     assert results[1] == (4, 77)
     assert isinstance(results[2], wire.Refused)
     assert (results[2].index, results[2].errno, results[2].text) == (2, 13, "exec x: Permission denied")

@@ -11,11 +11,11 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from nacre.cli import registry
 from nacre.errors import NacreError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.cli.context import Context
 

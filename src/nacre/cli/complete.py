@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from nacre.cli import registry
 from nacre.cli.context import Context, printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.cli.flags import Command, Flag
 

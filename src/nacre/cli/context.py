@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from nacre.errors import NacreError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.engine import Engine
 

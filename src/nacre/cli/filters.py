@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from nacre.cli.flags import UsageError
 from nacre.errors import InvalidArgument
 
-Test = Callable[[Any, str], bool]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Test = Callable[[Any, str], bool]
 
 
 class Filters:

@@ -8,12 +8,14 @@ argument. The standard library's argparse has none of the last four rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from nacre.cli import units
 from nacre.errors import InvalidArgument, UserError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.cli.context import Context
 
 

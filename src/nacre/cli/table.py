@@ -7,23 +7,26 @@ is computed when a template asks for it and not before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacre.cli.context import printable
 from nacre.errors import InvalidArgument
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.cli.context import Context
 
 MINIMUM, PADDING = 10, 3
 
 
-class Field(NamedTuple):
+class Field:
     """One field: its column header, and how it is found. in_json: part of ``json`` and ``{{json .}}``."""
 
-    header: str
-    value: Callable[[Any], Any]
-    in_json: bool = True
+    def __init__(self, header: str, value: Callable[[Any], Any], in_json: bool = True) -> None:
+        self.header = header
+        self.value = value
+        self.in_json = in_json
 
 
 def width(text: str) -> int:

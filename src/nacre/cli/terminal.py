@@ -12,10 +12,47 @@ import select
 import signal
 import stat
 from collections.abc import Callable
-from typing import Protocol
 
 from nacre.cli.context import is_terminal, window
 from nacre.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Stream(Protocol):
+        """What is needed of an attached process: the engine's streams are like that."""
+
+        exit_code: int | None
+
+        def fileno(self) -> int:
+            """Readable when there may be output."""
+
+        @property
+        def want_write(self) -> bool:
+            """Whether input is queued."""
+
+        def flush(self) -> None:
+            """Sends what goes."""
+
+        def read(self) -> list[tuple[int, bytes]] | None:
+            """Output that has arrived; [] = none yet, None = there will be no more."""
+
+        def write(self, data: bytes) -> None:
+            """Queues input."""
+
+        def close_stdin(self) -> None:
+            """Ends the input."""
+
+        def resize(self, rows: int, columns: int) -> None:
+            """Sets the size of the process's terminal."""
+
+        def signal(self, number: int) -> None:
+            """Sends a signal to the process."""
+
+        def close(self) -> None:
+            """Detaches."""
+
 
 PAGE = 4096
 CHUNK = 64 * 1024
@@ -24,40 +61,6 @@ DETACH_KEYS = "ctrl-p,ctrl-q"
 
 # What a shell's child would be sent. Job control (TSTP, TTIN, TTOU) stays with this process; CHLD, PIPE, URG are its own affairs.
 PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGTERM", "SIGCONT")
-
-
-class Stream(Protocol):
-    """What is needed of an attached process: the engine's streams are like that."""
-
-    exit_code: int | None
-
-    def fileno(self) -> int:
-        """Readable when there may be output."""
-
-    @property
-    def want_write(self) -> bool:
-        """Whether input is queued."""
-
-    def flush(self) -> None:
-        """Sends what goes."""
-
-    def read(self) -> list[tuple[int, bytes]] | None:
-        """Output that has arrived; [] = none yet, None = there will be no more."""
-
-    def write(self, data: bytes) -> None:
-        """Queues input."""
-
-    def close_stdin(self) -> None:
-        """Ends the input."""
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Sets the size of the process's terminal."""
-
-    def signal(self, number: int) -> None:
-        """Sends a signal to the process."""
-
-    def close(self) -> None:
-        """Detaches."""
 
 
 class Detached(Exception):

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self
 
 from nacre.engine.core import Core
 from nacre.errors import NotFound
 from nacre.model.image import Image, Progress
 from nacre.version import VERSION
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Self
+
     from nacre.engine.containers import Container, Containers
     from nacre.engine.doctor import Check
     from nacre.engine.images import Images
@@ -43,7 +44,7 @@ __all__ = ["Check", "Container", "Containers", "Engine", "Images", "LogRecord", 
 def __getattr__(name: str) -> Any:
     # The facade's other names load when first used: `ps` needs none of most of them.
     if name in _HOMES:
-        return getattr(import_module(f"nacre.{_HOMES[name]}"), name)
+        return getattr(__import__(f"nacre.{_HOMES[name]}", fromlist=(name,)), name)
     raise AttributeError(f"module 'nacre.engine' has no attribute {name!r}")
 
 

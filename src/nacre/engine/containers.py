@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from nacre.engine import merge, names
 from nacre.engine.core import Core, timestamp
@@ -24,7 +23,10 @@ from nacre.model.network import PortMapping
 from nacre.model.plan import Spawn
 from nacre.store import Lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.engine.archive import TarReader
     from nacre.isolation.logs import LogRecord
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from nacre.model.container import Container
 from nacre.store import Database, Layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.images.store import ImageStore
     from nacre.network.manager import NetworkManager
     from nacre.storage.layers import LayerStore

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
-from typing import Any, BinaryIO
 
 from nacre.engine.core import Core
 from nacre.model.image import History, Image, Progress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
 
 
 class Images:

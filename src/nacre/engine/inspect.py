@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nacre.model.container import Container, State
 from nacre.model.image import Image
 from nacre.model.network import Endpoint, PortMapping
 from nacre.store import Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NEVER = "0001-01-01T00:00:00Z"
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from typing import Any
 
 from nacre.engine.core import Core
 from nacre.model.network import Network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Networks:

@@ -20,13 +20,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
 
 from nacre.errors import BadContent, Denied, HostError, NacreError, NoSpace
 from nacre.model.reference import check_digest, is_digest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
+    from typing import Self
 
 CHUNK = 256 << 10
 STALE = 24 * 3600.0

@@ -18,13 +18,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound
 from nacre.images.content import STALE, ContentStore, translate, write_file
 from nacre.model.image import History, Image, Removed
 from nacre.model.reference import Reference, is_digest, split_registry
 from nacre.store.lock import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _VERSION = 1
 _HEX = frozenset("0123456789abcdef")

@@ -1,14 +1,13 @@
 """The drivers that bring a sandbox to life, by level.
 
-A driver answers the same few questions at every level; what only some can do is a protocol of its own, asked for by
+A driver answers the same few questions at every level; what only some can do is an interface of its own, asked for by
 `isinstance`, never by level.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, runtime_checkable
 
 from nacre.errors import Unsupported
 from nacre.isolation.channel import Channel
@@ -16,9 +15,10 @@ from nacre.isolation.plan import Place
 from nacre.model.container import Sandbox, Stats
 
 
-class Driver(Protocol):
+class Driver(ABC):
     """The contract of an isolation level. Every method is synchronous; `clean` alone is called for sandboxes that may not exist."""
 
+    @abstractmethod
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Bring up an empty sandbox in `sandbox.directory` and greet its stem.
 
@@ -26,45 +26,51 @@ class Driver(Protocol):
         After an exception the caller calls `clean`; nothing else is needed.
         """
 
+    @abstractmethod
     def place(self, sandbox: Sandbox) -> Place:
         """What differs at this level in the plan of a container. Reads the host, changes nothing."""
 
+    @abstractmethod
     def stats(self, sandbox: Sandbox) -> Stats:
         """One sample of a running sandbox."""
 
+    @abstractmethod
     def describe(self, sandbox: Sandbox) -> dict[str, object]:
         """What `inspect` tells about the isolation: kernel, assurance and, at level vm, monitor and accelerator."""
 
+    @abstractmethod
     def clean(self, identifier: str) -> None:
         """Remove what the sandbox left outside its directories (cgroups). Idempotent."""
 
 
-@runtime_checkable
-class Pausable(Protocol):
+class Pausable(ABC):
     """Drivers that can stop the time of a sandbox."""
 
+    @abstractmethod
     def pause(self, sandbox: Sandbox) -> None:
         """Stop it; returns when nothing in it runs any more. Idempotent."""
 
+    @abstractmethod
     def resume(self, sandbox: Sandbox) -> None:
         """Let it go on. Idempotent."""
 
+    @abstractmethod
     def paused(self, sandbox: Sandbox) -> bool:
         """Whether it is stopped now."""
 
 
-@runtime_checkable
-class Tapped(Protocol):
+class Tapped(ABC):
     """Drivers whose sandbox takes its frames from a tap device, spliced with the interface in the endpoint's namespace."""
 
+    @abstractmethod
     def tap_owner(self, sandbox: Sandbox) -> int:
         """The host uid that will open the tap."""
 
 
-@runtime_checkable
-class Explaining(Protocol):
+class Explaining(ABC):
     """Drivers whose sandbox may end by itself, with everything in it, and leave traces of the cause."""
 
+    @abstractmethod
     def post_mortem(self, directory: str) -> str:
         """The cause on the first line, then the last lines of the console. "" when the sandbox in `directory` ended as it was asked to."""
 
@@ -80,5 +86,5 @@ def driver(level: str) -> Driver:
     if level not in DRIVERS:
         raise Unsupported(f"isolation level {level!r} is not available", hint=f"choose one of: {', '.join(DRIVERS)}")
     module, _, name = DRIVERS[level].partition(":")
-    made: Driver = getattr(import_module(module), name)()
+    made: Driver = getattr(__import__(module, fromlist=(name,)), name)()
     return made

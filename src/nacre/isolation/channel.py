@@ -12,7 +12,6 @@ import os
 import select
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from nacre.errors import BadContent, CommandNotExecutable, CommandNotFound, ExecError, NotFound, SandboxError, SandboxGone
 from nacre.linux.process import signal_number
@@ -22,7 +21,11 @@ from nacre.wire import stem as wire
 
 ENOENT, EACCES, ENOEXEC, ESRCH, ESHUTDOWN = 2, 13, 8, 3, 108
 CHUNK = 256 * 1024
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 class Exit(Value):

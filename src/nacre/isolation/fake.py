@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from nacre.isolation import Driver
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
 from nacre.model.container import Sandbox, Stats
@@ -23,7 +24,7 @@ from nacre.wire import stem as wire
 ENOENT, EACCES, ESRCH = 2, 13, 3
 
 
-class Fake:
+class Fake(Driver):
     """The driver. Sandboxes live as threads of this process and end with it.
 
     exit_commands: run them as a real stem does. An engine's command is another engine, which has no part in a test in memory.

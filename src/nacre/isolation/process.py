@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from nacre.errors import HostError, SandboxError
+from nacre.isolation import Driver, Pausable
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
 from nacre.linux import cgroups, devices
@@ -62,7 +63,7 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ}
 
 
-class Process:
+class Process(Driver, Pausable):
     """The driver of level process. State of a sandbox: its stem (lock in the directory) and its cgroups `nacre/<id>`."""
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:

@@ -12,9 +12,12 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from nacre.errors import Denied, HostError, NacreError, NoSpace, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # openat2(2), linux/openat2.h
 RESOLVE_NO_XDEV = 0x01

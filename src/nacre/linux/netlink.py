@@ -13,11 +13,14 @@ import os
 import struct
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 from nacre.errors import Denied, HostError, NoSpace, NotFound
 from nacre.linux import netns
 from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 _AF_NETLINK, _AF_INET, _AF_INET6 = 16, 2, 10
 _NETLINK_ROUTE, NETFILTER = 0, 12

@@ -15,11 +15,14 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from nacre.errors import Denied, HostError, NoSpace
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000

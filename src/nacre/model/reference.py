@@ -8,10 +8,13 @@ registry the image is Docker Hub's, and without a namespace it is one of Docker 
 from __future__ import annotations
 
 import re
-from typing import Self
 
 from nacre.errors import InvalidArgument
 from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 DOCKER_HUB = "docker.io"
 DEFAULT_TAG = "latest"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import _socket
-from typing import NamedTuple, Self
 
 from nacre.errors import InvalidArgument
+from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 def version(text: str) -> int:
@@ -29,7 +33,7 @@ def to_text(number: int) -> str:
     return _socket.inet_ntop(_socket.AF_INET, number.to_bytes(4, "big"))
 
 
-class Subnet(NamedTuple):
+class Subnet(Value):
     """An IPv4 subnet: its first address as a number, and the length of its prefix."""
 
     base: int
@@ -46,7 +50,7 @@ class Subnet(NamedTuple):
             bits, base = -1, 0
         if not 0 <= bits <= 32:
             raise InvalidArgument(f"{text!r} is not an IPv4 subnet", hint="write it as 10.88.0.0/16")
-        return cls(base >> (32 - bits) << (32 - bits), bits)
+        return cls(base=base >> (32 - bits) << (32 - bits), length=bits)
 
     def __str__(self) -> str:
         return f"{to_text(self.base)}/{self.length}"

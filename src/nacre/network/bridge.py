@@ -131,8 +131,9 @@ class Bridge:
 
         if nft.execute(rules.add(self.table, items)).ok:
             return
-        keys = {item[:3] for item in items}
-        stale = [item for item in rules.parse(nft.apply(rules.listing(self.table))) if item[:3] in keys]
+        taken = {(item.host, item.protocol, item.port) for item in items}
+        present = rules.parse(nft.apply(rules.listing(self.table)))
+        stale = [item for item in present if (item.host, item.protocol, item.port) in taken]
         nft.apply(rules.delete(self.table, stale) + rules.add(self.table, items))
 
     def withdraw(self, endpoint: Endpoint) -> None:

@@ -6,9 +6,9 @@ Behaviour as Docker's: the reference is `docker run --help` (--add-host, --dns, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from nacre.errors import InvalidArgument
+from nacre.model.value import Value
 from nacre.network.addresses import version
 
 STUB = "/run/systemd/resolve/resolv.conf"  # where systemd-resolved lists the servers behind its own 127.0.0.53
@@ -24,7 +24,7 @@ ff02::2	ip6-allrouters
 """
 
 
-class Resolver(NamedTuple):
+class Resolver(Value):
     """What /etc/resolv.conf says: name servers, search domains, options."""
 
     servers: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def parse_resolver(text: str) -> Resolver:
             search = tuple(words[1:])
         elif words[0] == "options":
             options += words[1:]
-    return Resolver(tuple(servers), search, tuple(options))
+    return Resolver(servers=tuple(servers), search=search, options=tuple(options))
 
 
 def needs_stub(text: str) -> bool:
@@ -110,7 +110,7 @@ def resolver(
     if not dns and not own_loopback:
         servers = tuple(server for server in servers if _is_reachable(server)) or PUBLIC_SERVERS
     wanted = search or host.search
-    return Resolver(servers, () if wanted == (".",) else wanted, options or host.options)
+    return Resolver(servers=servers, search=() if wanted == (".",) else wanted, options=options or host.options)
 
 
 def resolv_conf(servers: tuple[str, ...], search: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> bytes:

@@ -21,12 +21,12 @@ import errno
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
 
 from nacre.errors import Denied, HostError, InvalidArgument, NoSpace, NotFound, Unsupported
 from nacre.linux import netns
 from nacre.linux.netlink import Netlink
 from nacre.model.network import Endpoint, Network, PortMapping
+from nacre.model.value import Value
 from nacre.network import ports as host_ports
 from nacre.network import rules
 from nacre.network.addresses import Subnet, to_int
@@ -222,7 +222,7 @@ class NetworkManager:
             with self._lock(shared=True):
                 found = self._bridge.ready(netlink)
                 if found:
-                    yield _Place(found[0], found[1].index)
+                    yield _Place(network=found[0], bridge=found[1].index)
                     return
             with self._lock():
                 if self._bridge.ready(netlink) is None:
@@ -341,7 +341,7 @@ class NetworkManager:
         return tuple(endpoint for endpoint in found if endpoint is not None and endpoint.host_interface)
 
 
-class _Place(NamedTuple):
+class _Place(Value):
     """Where to connect to: the network and the index of its bridge's interface."""
 
     network: Network

@@ -7,9 +7,9 @@ number of containers, and an element of one container cannot disturb another's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from nacre.model.network import Endpoint
+from nacre.model.value import Value
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
@@ -76,7 +76,7 @@ table ip TABLE {
 """
 
 
-class Element(NamedTuple):
+class Element(Value):
     """One published port. host: "" = every address."""
 
     host: str
@@ -104,7 +104,7 @@ def clear_networks(table: str) -> str:
 def elements(endpoint: Endpoint) -> tuple[Element, ...]:
     """The elements that publish the ports of an endpoint."""
     address = endpoint.address.partition("/")[0]
-    return tuple(Element(port.host_ip, port.protocol, port.host_port, address, port.container_port) for port in endpoint.ports)
+    return tuple(_element(port.host_ip, port.protocol, port.host_port, address, port.container_port) for port in endpoint.ports)
 
 
 def add(table: str, items: Iterable[Element]) -> str:
@@ -147,6 +147,10 @@ def drops_forwarding(text: str) -> str:
     return ""
 
 
+def _element(host: str, protocol: str, port: int, container: str, container_port: int) -> Element:
+    return Element(host=host, protocol=protocol, port=port, container=container, container_port=container_port)
+
+
 def _map(item: Element) -> str:
     return "ports_at" if item.host else "ports"
 
@@ -161,4 +165,4 @@ def _parse_entry(entry: str) -> Element:
     *host, protocol, port = (part.strip() for part in key.split(" . "))
     address, container_port = (part.strip() for part in value.split(" . "))
     names = {str(number): name for name, number in PROTOCOLS.items()}
-    return Element("".join(host), names.get(protocol, protocol), int(port), address, int(container_port))
+    return _element("".join(host), names.get(protocol, protocol), int(port), address, int(container_port))

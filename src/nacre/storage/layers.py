@@ -17,13 +17,15 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
 
 from nacre.errors import InvalidArgument, NotFound
 from nacre.linux.files import explained, locked, remove_tree, sync_directory
 from nacre.model.container import LayerMount
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.storage.extract import Unpacked
     from nacre.storage.probe import Choice
     from nacre.storage.tar import Limits, Stream

@@ -18,12 +18,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound
 from nacre.linux.files import atomic_write, explain, explained, locked, remove_tree
 from nacre.model.container import LayerMount
 from nacre.model.volume import Volume
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 DATA = "_data"
 _RECORD = "volume.json"

@@ -12,11 +12,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from nacre.errors import Conflict, HostError, NoSpace
+from nacre.errors import Conflict, Denied, HostError, NoSpace
 from nacre.model.container import Container
 from nacre.store.reserve import Reserve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # One entry per schema version; PRAGMA user_version counts those that have been applied.
 MIGRATIONS = (

@@ -6,9 +6,12 @@ import fcntl
 import os
 import time
 from types import TracebackType
-from typing import Self
 
 from nacre.errors import Conflict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Lock:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import NamedTuple
 
 from nacre.model.plan import Code, Op, Spawn, type_of_argument
+from nacre.model.value import Value
 
 VERSION = 1
 HEAD = struct.Struct("<IHHII")
@@ -54,17 +54,28 @@ class Type(enum.IntEnum):
     READY = 0x85
 
 
-class Frame(NamedTuple):
+class Frame:
     """One frame. tag: chosen by the requester, 0 = unsolicited."""
 
-    type: Type
-    flags: int
-    proc: int
-    tag: int
-    payload: bytes
+    __slots__ = ("flags", "payload", "proc", "tag", "type")
+
+    def __init__(self, type: Type, flags: int, proc: int, tag: int, payload: bytes) -> None:
+        self.type = type
+        self.flags = flags
+        self.proc = proc
+        self.tag = tag
+        self.payload = payload
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frame) and all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Frame({self.type!r}, {self.flags}, {self.proc}, {self.tag}, {self.payload!r})"
 
 
-class Hello(NamedTuple):
+class Hello(Value):
     """A stem's greeting. role: host, guest or relay; release: of the kernel the containers run on."""
 
     version: int
@@ -143,13 +154,13 @@ def encode_spawn(spawn: Spawn) -> tuple[bytes, int]:
         (spawn.attach, ATTACH), (spawn.tty, TTY), (spawn.stdin, STDIN), (spawn.main, MAIN), (spawn.local, LOCAL), (spawn.channel, CHANNEL),
         (spawn.console, CONSOLE),
     )  # fmt: skip
-    return b"".join((head, *(_encode_op(item) for item in spawn.ops))), sum(flag for wanted, flag in choices if wanted)
+    return b"".join([head, *map(_encode_op, spawn.ops)]), sum(flag for wanted, flag in choices if wanted)
 
 
 def _encode_op(item: Op) -> bytes:
     if len(item.args) > 0xFFFF:
         raise ValueError(f"{item.code.name}: {len(item.args)} arguments")
-    return b"".join((_OP.pack(item.code, len(item.args)), *(_encode_argument(arg) for arg in item.args)))
+    return b"".join([_OP.pack(item.code, len(item.args)), *map(_encode_argument, item.args)])
 
 
 def _encode_argument(arg: type_of_argument) -> bytes:
@@ -240,7 +251,7 @@ def decode_hello(payload: bytes) -> Hello:
     """The answer to HELLO. Raises ValueError."""
     reader = _Reader(payload)
     version, role = reader.u32(), reader.u32()
-    return Hello(version, _ROLES.get(role, str(role)), reader.text())
+    return Hello(version=version, role=_ROLES.get(role, str(role)), release=reader.text())
 
 
 def decode_spawned(payload: bytes) -> tuple[int, int]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from nacre.cli.context import Context, is_terminal
 from nacre.cli.flags import Arguments, Command, Flag
+from nacre.errors import Denied
+
+if TYPE_CHECKING:
+    from nacre.engine import Check
 
 _MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "info": "info"}
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from nacre.cli.context import Context
 from nacre.cli.filters import Filters, has_label, matches_name
@@ -14,7 +13,10 @@ from nacre.cli.table import Field, ellipsis, labels_text, short_id, show
 from nacre.cli.units import ago, human_duration, human_size, local_time, parse_time
 from nacre.model.container import State
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nacre.engine import Container
 
 COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Isolation", "Ports", "Names")

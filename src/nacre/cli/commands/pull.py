@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.errors import NotFound
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.model.image import Image
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from nacre.cli.context import Context, is_terminal, window
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.cli.spec import SPEC_FLAGS, UNSUPPORTED, attached_streams, container_spec
 from nacre.errors import Conflict, InvalidArgument, NacreError, NotFound
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.engine import Container
     from nacre.model.container import ContainerSpec

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nacre.cli.context import Context, is_terminal, window
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.errors import InvalidArgument
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.engine import Container
 

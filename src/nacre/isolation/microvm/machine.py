@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from nacre.errors import NacreError, SandboxError, SandboxGone, Unsupported
+from nacre.isolation import Driver, Explaining, Pausable, Tapped
 from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
@@ -59,7 +60,7 @@ class Record(Value):
     cpus: int
 
 
-class MicroVm:
+class MicroVm(Driver, Explaining, Pausable, Tapped):
     """The driver of level vm. State of a sandbox: its relay (lock in the directory), the monitor and its cgroups `nacre/<id>`."""
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
