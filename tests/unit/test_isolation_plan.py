@@ -231,6 +231,15 @@ def test_parents_are_mounted_before_children() -> None:
     assert targets == ["%/a", "%/a/b", "%/a/b/c"]
 
 
+@pytest.mark.parametrize(("target", "covered"), [("/etc", True), ("/etc/", True), ("/etc/hosts", False), ("/etc/x", False)])
+def test_the_generated_files_are_seen_unless_the_caller_mounts_them(target: str, covered: bool) -> None:
+    made = plain(sandbox(mounts=(BoundMount(target=target, source="/srv"),)))
+    targets = [str(item.args[1]) for item in made.ops if item.code is Code.BIND]
+    assert (targets.index(f"%{target}") < targets.index("%/etc/hosts")) is covered
+    hidden = plain(sandbox(mounts=(BoundMount(target="/etc", source="/srv", read_only=True),)))
+    assert [str(item.args[1]) for item in hidden.ops if item.code is Code.BIND][-1] == "%/etc", "nothing can be made in there"
+
+
 @pytest.mark.parametrize("target", ["/", "relative", ""])
 def test_targets_that_are_none(target: str) -> None:
     with pytest.raises(InvalidArgument, match="absolute path below /"):

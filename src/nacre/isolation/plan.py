@@ -143,8 +143,11 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops.append(op(Code.UNSHARE, NEWCGROUP))
     ops += _cgroup_mounts(place.cgroup, read_only=not spec.privileged)
     # Everything whose source is a path of the host is mounted by the host's root, who may walk there.
+    whole_etc = [mount for mount in sandbox.mounts if mount.target.rstrip("/") == "/etc" and not mount.read_only]
+    ops += mount_ops(whole_etc, place.binds)
+    # Over a volume at /etc, as Docker does; below a mount of one of these very files.
     ops += _etc_binds(place, etc)
-    ops += mount_ops(sandbox.mounts, place.binds)
+    ops += mount_ops((mount for mount in sandbox.mounts if mount not in whole_etc), place.binds)
     if place.user_block:
         # The rest belongs to namespaces that the container's own user namespace owns.
         ops += [op(Code.ENTER), op(Code.CLONE, NAMESPACES | NEWNS)]
