@@ -37,10 +37,15 @@ EVENTS_KEPT = 10_000
 class Database:
     """The rows of one engine. Safe to share between processes; use one object per thread.
 
-    Raises NoSpace when the disk is full, HostError when the file cannot be used.
+    Raises NoSpace when the disk is full, Denied when it is somebody else's, HostError when the file cannot be used.
     """
 
     def __init__(self, path: str) -> None:
+        if os.geteuid() != 0 and not os.access(os.path.dirname(path), os.R_OK | os.W_OK | os.X_OK):
+            raise Denied(
+                f"cannot use {os.path.dirname(path)}: permission denied",
+                hint="run as root (sudo), or point NACRE_ROOT and NACRE_RUN at directories of yours",
+            )
         fresh = not os.path.exists(path)
         self.path = path
         self._reserve = Reserve(f"{os.path.dirname(path)}/reserve")

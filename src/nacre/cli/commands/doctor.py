@@ -18,7 +18,7 @@ _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 
 def run(ctx: Context, args: Arguments) -> int:
     """`nacre doctor`. Exit code 1 when something that everything needs is missing."""
-    checks = ctx.engine.doctor()
+    checks = _checks(ctx)
     failed = any(check.status == "fail" for check in checks)
     if args.format == "json":
         ctx.out(
@@ -35,6 +35,19 @@ def run(ctx: Context, args: Arguments) -> int:
         if check.fix:
             ctx.out(f"      {'':<{room}}  -> {check.fix}")
     return int(failed)
+
+
+def _checks(ctx: Context) -> list[Check]:
+    """Also for a user who may not use the engine's directories: then what depends on a directory is tried in a temporary one."""
+    try:
+        return ctx.engine.doctor()
+    except Denied:
+        import tempfile
+
+        from nacre.engine import Engine
+
+        with tempfile.TemporaryDirectory(prefix="nacre-doctor-") as directory, Engine(directory, f"{directory}/run") as engine:
+            return engine.doctor()
 
 
 COMMANDS = {

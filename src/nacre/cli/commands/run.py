@@ -7,7 +7,7 @@ import os
 from nacre.cli.context import Context, is_terminal, window
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.cli.spec import SPEC_FLAGS, UNSUPPORTED, attached_streams, container_spec
-from nacre.errors import Conflict, InvalidArgument, NacreError, NotFound
+from nacre.errors import Conflict, Denied, InvalidArgument, NacreError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def make(ctx: Context, args: Arguments, spec: ContainerSpec, *, pending: bool = 
     """Creates the container, pulling the image first when the policy says so. pending: garbage should we die before it is started."""
     from nacre.cli.commands.pull import ensure
 
+    if os.geteuid() != 0:
+        raise Denied(
+            f"containers are started by root, not by user id {os.geteuid()}",
+            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet: nacre doctor",
+        )
     ensure(ctx, spec.image, args.pull, args.platform, quiet=args.quiet)
     container = ctx.engine.containers.create(spec, pull="never", pending=pending)
     for warning in container.warnings:
