@@ -335,7 +335,7 @@ class Lifecycle:
         if record.spec.auto_remove:
             self.end_stem(record.id)
         deadline = time.monotonic() + ENDING
-        pause = 0.0005
+        pause = 0.0001
         while self.alive(record.id):
             if time.monotonic() > deadline:
                 self.kill_stem(record.id)

@@ -12,7 +12,6 @@ Everything is named by the container's id, and a part appears complete, by a ren
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import os
 
@@ -138,6 +137,8 @@ class RootfsStore:
 
     def _template(self, size: int, attributes: tuple[int, int, int]) -> str:
         """An empty disk of that size, made the first time. Its name depends on everything that it was made from."""
+        import binascii
+
         from nacre.linux.run import find_program, missing_program
 
         size = -(-size // 4096) * 4096

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import errno
 import os
@@ -149,6 +148,8 @@ class VolumeStore:
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
         # A checksum, because a name may be as long as a file name may be; that two share a lock does no harm.
+        import binascii
+
         return locked(f"{self.path}/.lock-{binascii.crc32(name.encode()):08x}")
 
     def _write_record(self, directory: str, labels: Mapping[str, str], anonymous: bool) -> None:
