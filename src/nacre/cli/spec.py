@@ -10,10 +10,9 @@ import os
 import posixpath
 
 from nacre.cli.flags import Arguments, Flag, UsageError
-from nacre.cli.mounts import parse_mount, parse_tmpfs, parse_volume
-from nacre.cli.ports import parse_publish
 from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
+from nacre.model.network import PortMapping
 
 _LEVELS = ("default", "process", "vm")
 PULL_POLICIES = ("always", "missing", "never")
@@ -111,7 +110,7 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
             memory=args.memory, cpus=args.cpus, cpu_shares=args.cpu_shares, pids=max(0, args.pids_limit)
         ),
         network=_network(args.network) or default.network,
-        ports=tuple(port for text in args.publish for port in parse_publish(text)),
+        ports=_ports(args.publish),
         publish_all=args.publish_all,
         mounts=_mounts(args),
         read_only=args.read_only,
@@ -222,7 +221,19 @@ def _network(text: str) -> str:
     return "bridge" if text == "default" else text
 
 
+def _ports(texts: list[str]) -> tuple[PortMapping, ...]:
+    if not texts:
+        return ()
+    from nacre.cli.ports import parse_publish
+
+    return tuple(port for text in texts for port in parse_publish(text))
+
+
 def _mounts(args: Arguments) -> tuple[MountSpec, ...]:
+    if not (args.volume or args.mount or args.tmpfs):
+        return ()
+    from nacre.cli.mounts import parse_mount, parse_tmpfs, parse_volume
+
     found = [
         *(parse_volume(text) for text in args.volume),
         *(parse_mount(text) for text in args.mount),

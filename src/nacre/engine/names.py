@@ -19,7 +19,7 @@ _SECOND = (
     "marina", "mussel", "nautilus", "oyster", "pearl", "periwinkle", "pier", "reef", "ridge", "sail", "scallop", "shell", "shoal",
     "shore", "sound", "spring", "strait", "surf", "tide", "triton", "voyage", "wave", "whelk", "wharf",
 )  # fmt: skip
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
 
 
 def new_id() -> str:
@@ -37,7 +37,7 @@ def suggest(identifier: str, attempt: int) -> str:
 def check(name: str) -> str:
     """The name, without a leading slash. Raises InvalidArgument for what Docker's rule (two or more of [a-zA-Z0-9_.-]) refuses."""
     name = name.removeprefix("/")
-    if len(name) < 2 or not _NAME.fullmatch(name):
+    if len(name) < 2 or not re.fullmatch(_NAME, name):
         raise InvalidArgument(
             f"invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
             hint="use two or more letters, digits, '_', '.' or '-', beginning with a letter or digit",

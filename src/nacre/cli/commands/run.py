@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from nacre.cli.context import Context, is_terminal, window
@@ -44,15 +45,21 @@ def run(ctx: Context, args: Arguments) -> int:
 
 def make(ctx: Context, args: Arguments, spec: ContainerSpec, *, pending: bool = False) -> Container:
     """Creates the container, pulling the image first when the policy says so. pending: garbage should we die before it is started."""
-    from nacre.cli.commands.pull import ensure
-
     if os.geteuid() != 0:
         raise Denied(
             f"containers are started by root, not by user id {os.geteuid()}",
-            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet: nacre doctor",
+            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet: "
+            "nacre doctor",
         )
-    ensure(ctx, spec.image, args.pull, args.platform, quiet=args.quiet)
-    container = ctx.engine.containers.create(spec, pull="never", pending=pending)
+    container = None
+    if args.pull != "always" and not args.platform:
+        with contextlib.suppress(NotFound):  # the usual case, in which the image is there: nothing of pulling is loaded
+            container = ctx.engine.containers.create(spec, pull="never", pending=pending)
+    if container is None:
+        from nacre.cli.commands.pull import ensure
+
+        ensure(ctx, spec.image, args.pull, args.platform, quiet=args.quiet)
+        container = ctx.engine.containers.create(spec, pull="never", pending=pending)
     for warning in container.warnings:
         ctx.err(f"WARNING: {warning}")
     return container
