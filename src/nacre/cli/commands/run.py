@@ -48,8 +48,8 @@ def make(ctx: Context, args: Arguments, spec: ContainerSpec, *, pending: bool = 
     if os.geteuid() != 0:
         raise Denied(
             f"containers are started by root, not by user id {os.geteuid()}",
-            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet: "
-            "nacre doctor",
+            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet:"
+            " nacre doctor",
         )
     container = None
     if args.pull != "always" and not args.platform:
