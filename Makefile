@@ -16,12 +16,14 @@ help: ## this list
 deps: ## install what is missing: distribution packages and the Python environment .venv
 	@$(NEED) run build python
 
-build: deps ## compile the C program; afterwards .venv/bin/nacre works
+build: deps ## compile the C program and the Python byte code; afterwards .venv/bin/nacre works
 	@$(MAKE) -s --no-print-directory -C stem
+	@$(BIN)/python -m compileall -q src
 
 demo: ## pull a real image from a real registry and run it at both isolation levels
 	@$(NEED) run build python test
 	@$(MAKE) -s --no-print-directory -C stem
+	@$(BIN)/python -m compileall -q src
 	@scripts/demo
 
 test: ## everything: lint, types, C tests, unit and integration tests
@@ -63,6 +65,7 @@ registry: images ## serve the test images on loopback under their Docker Hub nam
 bench: ## measure against podman and bare QEMU; writes docs/benchmarks.md
 	@$(NEED) run build python test kernel bench
 	@$(MAKE) -s --no-print-directory -C stem
+	@$(BIN)/python -m compileall -q src
 	@guest/build-kernel >/dev/null
 	@$(BIN)/python bench/run --write docs/benchmarks.md
 
