@@ -97,6 +97,11 @@ class ContentStore:
             os.makedirs(os.path.dirname(self.path(digest)), 0o700, exist_ok=True)
         return Ingest(self, digest, size, wait)
 
+    def is_begun(self, digest: str) -> bool:
+        """Whether a download of the blob is under way or was broken off."""
+        algorithm, digits = check_digest(digest)
+        return os.path.exists(f"{self.ingest_root}/{algorithm}-{digits}")
+
     def adopt(self, path: str, digest: str) -> None:
         """Make a file of the same file system a blob. The caller has verified it, and nobody writes to it any more. Idempotent."""
         if self.size(digest) >= 0:

@@ -198,7 +198,8 @@ class _Pull:
         sizes: dict[str, int] = {}
         jobs: list[_Job] = []
         for layer in {layer.diff_id: layer for layer in layers}.values():
-            if self.sink.has(layer.diff_id):
+            # A pull that died after the layer was unpacked may have left the end of its blob to us.
+            if self.sink.has(layer.diff_id) and not self.store.content.is_begun(layer.blob):
                 sizes[layer.diff_id] = self.sink.size(layer.diff_id)
                 self.report(short(layer.blob), "exists", message="Already exists")
             else:
