@@ -24,7 +24,7 @@ from loopback_registry import Registry
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "user-guide.md" and list(blocks(path)))
 SDK = ROOT / "docs" / "sdk.md"
-PLACES = ("/var/lib/nacre", "/run/nacre")
+BRIDGE = "nacredoc1"
 
 
 def examples(page: Path) -> list[tuple[int, str, list[str] | None]]:
@@ -40,7 +40,7 @@ def examples(page: Path) -> list[tuple[int, str, list[str] | None]]:
 class Shell:
     """A shell with nacre on its PATH and an engine of its own, which answers with what the terminal would show.
 
-    The engine's directories appear under their usual names.
+    The engine's directories and bridge appear under their usual names.
     """
 
     def __init__(self, work: Path) -> None:
@@ -58,23 +58,21 @@ class Shell:
         skopeo.chmod(0o755)
         self.work = work
         path = f"{program.parent}:{os.environ['PATH']}"
-        self.environment = {**cli.environment, **os.environ, "PATH": path, "NACRE_BRIDGE": "nacredoc1", "LC_ALL": "C.UTF-8"}
+        self.environment = {**cli.environment, **os.environ, "PATH": path, "NACRE_BRIDGE": BRIDGE, "LC_ALL": "C.UTF-8"}
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Names as the pages have them, and what they are here."""
+        places = (("/var/lib/nacre", self.directories.root), ("/run/nacre", self.directories.run))
+        return (*places, ("ip nacre ", f"ip nacre-{BRIDGE} "), ("nacre0", BRIDGE))
 
     def run(self, command: str) -> list[str]:
-        for usual, here in zip(PLACES, (self.directories.root, self.directories.run), strict=True):
+        for usual, here in self.names:
             command = command.replace(usual, here)
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.work,
-            env=self.environment,
-            timeout=180,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        shown = done.stdout
-        for usual, here in zip(PLACES, (self.directories.root, self.directories.run), strict=True):
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(["bash", "-c", command], cwd=self.work, env=self.environment, timeout=180, text=True, **streams)  # type: ignore[call-overload]
+        shown = str(done.stdout)
+        for usual, here in self.names:
             shown = shown.replace(here, usual)
         return shown.splitlines()
 
