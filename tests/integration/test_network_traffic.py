@@ -185,7 +185,8 @@ def test_without_the_library(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nft, "_searched", True)
     monkeypatch.setattr(nft, "_library", None)
     assert nft.backend() == "nft"
-    nft.apply(rules.ruleset("nacre") + rules.add("nacre", [rules.Element(host="", protocol="tcp", port=8080, container="10.88.9.9", container_port=99)]))
+    left = rules.Element(host="", protocol="tcp", port=8080, container="10.88.9.9", container_port=99)
+    nft.apply(rules.ruleset("nacre") + rules.add("nacre", [left]))
     web = host.attach(PortMapping(container_port=80, host_port=8080))
     with serve(web.netns, 80, "web"):
         assert ask("", "127.0.0.1", 8080).startswith("web")

@@ -52,7 +52,8 @@ def test_resolv_conf(golden: Callable[[str, str], None]) -> None:
         "no search": files.resolver(HOST, search=(".",)),
         "empty": files.resolver(""),
     }
-    golden("network/resolv.conf", "".join(f"# {name}\n{files.resolv_conf(it.servers, it.search, it.options).decode()}\n" for name, it in cases.items()))
+    texts = {name: files.resolv_conf(it.servers, it.search, it.options).decode() for name, it in cases.items()}
+    golden("network/resolv.conf", "".join(f"# {name}\n{text}\n" for name, text in texts.items()))
 
 
 def test_dns_must_be_an_address() -> None:
