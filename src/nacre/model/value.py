@@ -114,15 +114,13 @@ def _resolve_hints(cls: type[Value]) -> dict[str, Any]:
 
 
 def _to_data(value: Any) -> Any:
-    if isinstance(value, Value):
-        return value.to_data()
-    if isinstance(value, enum.Enum):
-        return value.value
     if isinstance(value, tuple | list):
         return [item if type(item) in _PLAIN else _to_data(item) for item in value]
+    if isinstance(value, Value):
+        return value.to_data()
     if isinstance(value, dict):
         return {key: _to_data(item) for key, item in value.items()}
-    return value
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _from_data(hint: Any, data: Any, name: str) -> Any:

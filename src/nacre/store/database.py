@@ -48,6 +48,8 @@ class Database:
             )
         fresh = not os.path.exists(path)
         self.path = path
+        # Id -> a record as this object has written or read it last: its text, and the value that need not be made from it again.
+        self._known: dict[str, tuple[str, Container]] = {}
         self._reserve = Reserve(f"{os.path.dirname(path)}/reserve")
         self._reserve.release_if_needed()
         try:
@@ -129,20 +131,16 @@ class Database:
                 "SELECT COALESCE(MIN(b + 1), 0) FROM (SELECT -1 AS b UNION SELECT block FROM containers)"
                 " WHERE b + 1 NOT IN (SELECT block FROM containers)"
             ).fetchone()[0]
-            sql.execute(
-                "INSERT INTO containers VALUES (?, ?, ?, ?, 0, ?, ?)",
-                (record.id, record.name, block, time.time(), int(pending), json.dumps(record.to_data(), separators=(",", ":"))),
-            )
+            row = (record.id, record.name, block, time.time(), int(pending), self._text(record))
+            sql.execute("INSERT INTO containers VALUES (?, ?, ?, ?, 0, ?, ?)", row)
         return int(block)
 
     def put(self, record: Container, *, active: bool, pending: bool = False) -> None:
         """Replace a container's record. active: it has been started and its end has not been recorded. Raises Conflict on a taken name."""
         try:
             with self._write() as sql:
-                sql.execute(
-                    "UPDATE containers SET name = ?, active = ?, pending = ?, data = ? WHERE id = ?",
-                    (record.name, int(active), int(pending), json.dumps(record.to_data(), separators=(",", ":")), record.id),
-                )
+                values = (record.name, int(active), int(pending), self._text(record), record.id)
+                sql.execute("UPDATE containers SET name = ?, active = ?, pending = ?, data = ? WHERE id = ?", values)
         except HostError as error:
             if isinstance(error.__cause__, sqlite3.IntegrityError):
                 raise Conflict(f'the container name "/{record.name}" is already in use') from error
@@ -152,11 +150,23 @@ class Database:
         """Delete a container's row. Idempotent."""
         with self._write() as sql:
             sql.execute("DELETE FROM containers WHERE id = ?", (identifier,))
+        self._known.pop(identifier, None)
 
     def get(self, identifier: str) -> tuple[Container, int, bool] | None:
         """(record, block, active) of a full id, or None."""
         row = self._sql.execute("SELECT data, block, active FROM containers WHERE id = ?", (identifier,)).fetchone()
-        return (Container.from_data(json.loads(row[0])), row[1], bool(row[2])) if row else None
+        if not row:
+            return None
+        known = self._known.get(identifier)
+        if known is None or known[0] != row[0]:
+            known = self._known[identifier] = row[0], Container.from_data(json.loads(row[0]))
+        return known[1], row[1], bool(row[2])
+
+    def _text(self, record: Container) -> str:
+        """The record as it is kept."""
+        text = json.dumps(record.to_data(), separators=(",", ":"))
+        self._known[record.id] = text, record
+        return text
 
     def find(self, name_or_prefix: str) -> list[str]:
         """Ids that a user's word may mean: an exact id or name first and alone, otherwise every id with that prefix."""

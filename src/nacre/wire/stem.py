@@ -138,9 +138,11 @@ def size(rows: int, columns: int) -> bytes:
 
 def string(value: str | bytes) -> bytes:
     """A length and that many bytes. Raises ValueError for NUL in text, which no kernel interface takes."""
-    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-    if isinstance(value, str) and "\0" in value:
+    if isinstance(value, bytes):
+        return _U32.pack(len(value)) + value
+    if "\0" in value:
         raise ValueError(f"NUL byte in {value!r}")
+    data = value.encode("utf-8", "surrogateescape")
     return _U32.pack(len(data)) + data
 
 
