@@ -55,8 +55,8 @@ HOT = [
 ]  # fmt: skip
 HEAVY = {
     "argparse", "asyncio", "bz2", "dataclasses", "datetime", "difflib", "hashlib", "http.client", "importlib.metadata", "inspect",
-    "importlib", "ipaddress", "logging", "lzma", "nacre.linux.run", "nacre.linux.seccomp_profile", "pathlib", "random", "selectors", "shlex",
-    "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading", "typing", "warnings", "zlib",
+    "importlib", "ipaddress", "logging", "lzma", "nacre.linux.run", "nacre.linux.seccomp_profile", "pathlib", "random", "selectors",
+    "shlex", "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading", "typing", "warnings", "zlib",
 }  # fmt: skip
 
 
