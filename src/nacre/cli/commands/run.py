@@ -74,10 +74,9 @@ def _start_detached(container: Container) -> None:
 
 
 def _foreground(ctx: Context, args: Arguments, container: Container, streams: frozenset[str]) -> int:
-    from nacre.cli import terminal
-
     spec = container.record.spec
-    keys = terminal.parse_keys(args.detach_keys or terminal.DETACH_KEYS)
+    if args.detach_keys:
+        _keys(args.detach_keys)  # a mistake in them is found before anything runs
     rows, columns = window(0, 1) if spec.tty else (0, 0)
     try:
         stream = container.start(attach=True, rows=rows, columns=columns)
@@ -85,11 +84,13 @@ def _foreground(ctx: Context, args: Arguments, container: Container, streams: fr
         _remove_if_asked(container)
         raise
     assert stream is not None
+    from nacre.cli import terminal  # loaded while the container's program is: neither waits for the other
+
     pump = terminal.Pump(
         stream,
         tty=spec.tty,
         interactive="stdin" in streams,
-        keys=keys,
+        keys=_keys(args.detach_keys),
         proxy=args.sig_proxy,
         streams=tuple(number for number, name in ((1, "stdout"), (2, "stderr")) if name in streams or (spec.tty and "stdout" in streams)),
     )
@@ -104,6 +105,12 @@ def _foreground(ctx: Context, args: Arguments, container: Container, streams: fr
     if stream.exit_code is not None:
         _remove_if_asked(container)
     return code
+
+
+def _keys(text: str) -> bytes:
+    from nacre.cli import terminal
+
+    return terminal.parse_keys(text or terminal.DETACH_KEYS)
 
 
 def _remove_if_asked(container: Container) -> None:
