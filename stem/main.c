@@ -274,7 +274,9 @@ static void guest_boot(void)
 	mount_here("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
 	say(false, "kernel file systems mounted");
 	load_modules();
-	mount_here("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	/* Without the option (Linux 6.0) whoever joins a group waits for RCU: 12 ms in an emulated machine. */
+	if (mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "favordynmods") < 0)
+		mount_here("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	enable_controllers();
 	make_pivotable();
 	int rc = link_up("lo", 0);
