@@ -77,6 +77,8 @@ class Process(Driver, Pausable):
     def place(self, sandbox: Sandbox) -> Place:
         """How the container plan looks at this level."""
         group = cgroups.find(sandbox.id)
+        if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
+            group = cgroups.planned(sandbox.id, sandbox.spec.resources)
         block = sandbox.owner if sandbox.spec.userns == "private" else 0
         return Place(
             stage=f"{sandbox.directory}/stage",

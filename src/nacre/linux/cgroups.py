@@ -415,6 +415,12 @@ def find(name: str, *, where: Layout | None = None) -> Cgroup:
     return Cgroup(name, where, {key: path for key, path in _places(name, where, cpu=True).items() if os.path.isdir(path)})
 
 
+def planned(name: str, resources: Resources, *, where: Layout | None = None) -> Cgroup:
+    """The group that `create` would make. Touches nothing."""
+    where = where or layout()
+    return Cgroup(name, where, _places(name, where, cpu=bool(resources.cpus or resources.cpu_shares)))
+
+
 def _places(name: str, where: Layout, *, cpu: bool) -> dict[str, str]:
     """Controller -> directory of the group; the key `unified` is the v2 group."""
     chosen = [key for key in (*_BASE, *(["cpu"] if cpu else [])) if key in where.v1]
