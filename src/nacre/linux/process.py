@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 from collections.abc import Mapping, Sequence
 
 from nacre.errors import HostError, InvalidArgument
@@ -83,6 +82,8 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int] = 
     numbers (above 2). stdio: descriptors for its 0, 1 and 2. Every other descriptor stays here unless it is inheritable.
     Signals have their default actions and none is blocked. Raises HostError when the program cannot be started.
     """
+    import signal
+
     with contextlib.ExitStack() as stack:
         lifted = []
         for fd in stdio:  # copied out of the way, so that placing one cannot overwrite another
@@ -115,8 +116,10 @@ def open_pid(pid: int) -> int | None:
 
 def send(pidfd: int, number: int) -> bool:
     """Send a signal; False when the process has ended."""
+    from signal import pidfd_send_signal
+
     try:
-        signal.pidfd_send_signal(pidfd, number)
+        pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return False
     return True
