@@ -47,13 +47,38 @@ static void conn_flush(struct conn *c)
 /* After the queue has shrunk: what was waiting for that goes on. */
 static void conn_drained(struct conn *c)
 {
-	if (c->slow && c->out.len < QUEUE_LOW) {
+	if (c->slow && c->out.len < QUEUE_LOW && c->in_flight <= WINDOW / 2) {
 		c->slow = false;
 		for (struct proc *p = procs; p; p = p->next)
 			proc_flow(p);
 		if (c->channel)
 			relay_drained();
 	}
+}
+
+static bool carries_stream(uint16_t type)
+{
+	return type == FR_WRITE || type == FR_OUTPUT;
+}
+
+/* What a HOLD is meant to stop is under way already, and a virtual machine may be slow to pass the HOLD on. ACK bounds it. */
+static void acknowledge(struct conn *c, const struct frame *f)
+{
+	if (!c->channel || !carries_stream(f->type) || (c->unacked += f->length) < WINDOW / 4)
+		return;
+	conn_send(c, FR_ACK, 0, 0, 0, &c->unacked, sizeof c->unacked);
+	c->unacked = 0;
+}
+
+static bool on_ack(struct conn *c, const struct frame *f, const uint8_t *payload)
+{
+	struct reader r = { payload, payload + f->length, false };
+	uint32_t bytes = get_u32(&r);
+	if (r.bad || r.at != r.end || bytes > c->in_flight)
+		return false;
+	c->in_flight -= bytes;
+	conn_drained(c);
+	return true;
 }
 
 /* Runs the complete frames at the start of data; returns how many bytes they took. */
@@ -66,7 +91,9 @@ static size_t conn_frames(struct conn *c, const uint8_t *data, size_t size)
 		bool fine = f.length <= FRAME_MAX;
 		if (fine && size - used - FRAME_HEAD < f.length)
 			break;
-		if (fine && c->channel && box.role == ROLE_RELAY)
+		if (fine && c->channel && f.type == FR_ACK)
+			fine = on_ack(c, &f, data + used + FRAME_HEAD);
+		else if (fine && c->channel && box.role == ROLE_RELAY)
 			fine = relay_frame(c, &f, data + used + FRAME_HEAD);
 		else if (fine)
 			fine = serve_frame(c, &f, data + used + FRAME_HEAD);
@@ -76,6 +103,8 @@ static size_t conn_frames(struct conn *c, const uint8_t *data, size_t size)
 			conn_drop(c);
 		else
 			used += FRAME_HEAD + f.length;
+		if (fine)
+			acknowledge(c, &f);
 	}
 	return used;
 }
@@ -154,6 +183,7 @@ void conn_open(struct conn *c, int fd)
 {
 	c->w.fd = fd;
 	c->dead = c->swept = c->slow = false;
+	c->in_flight = c->unacked = 0;
 	conn_watch(c);
 }
 
@@ -189,7 +219,9 @@ void conn_send(struct conn *c, uint16_t type, uint16_t flags, uint32_t proc, uin
 		conn_flush(c);
 	if (c->out.len > QUEUE_MAX && !c->channel)
 		return conn_drop(c); /* asks and asks and never reads the answers */
-	if (c->out.len > QUEUE_HIGH)
+	if (c->channel && carries_stream(type))
+		c->in_flight += (uint32_t)size;
+	if (c->out.len > QUEUE_HIGH || c->in_flight > WINDOW)
 		c->slow = true;
 	conn_watch(c);
 }

@@ -121,6 +121,7 @@ static void proc_finish(struct proc *p)
 		free(w);
 	}
 	proc_close(p);
+	p->told_stdin = false; /* EXITED has said as much */
 	unblock(p);
 	if (p->flags & SPAWN_MAIN)
 		box.main_ended = true;
@@ -274,7 +275,7 @@ void proc_write(struct proc *p, struct conn *c, const void *data, size_t n, bool
 	if (n && (p->stdin_queue.len + n > QUEUE_MAX || !buf_add(&p->stdin_queue, data, n)))
 		return c->channel ? channel_lost("the relay ignores HOLD") : conn_drop(c);
 	p->stdin_eof |= eof;
-	proc_pump(p);
+	proc_refill(p);
 	if (p->stdin_queue.len <= QUEUE_HIGH)
 		return;
 	if (!c->channel)

@@ -28,6 +28,7 @@
 #define QUEUE_LOW (128u << 10)	/* below: go on */
 #define QUEUE_MAX (4u << 20)	/* never more than this, whatever the other side does */
 #define CHUNK (64u << 10)	/* one read, one OUTPUT frame */
+#define WINDOW (1u << 20)	/* bytes of WRITE or OUTPUT on the way over a channel before the next is sent */
 #define ENDED_MAX 256		/* ended processes that are remembered */
 #define PLACED_MIN 3		/* descriptor numbers that a plan may use; stem's own stay above */
 #define PLACED_MAX 99
@@ -66,7 +67,7 @@ static inline int result(long rc)
 /* ---- proto.c ---- */
 enum frame_type {
 	FR_HELLO = 1, FR_SPAWN, FR_ATTACH, FR_WRITE, FR_RESIZE, FR_SIGNAL, FR_WAIT, FR_STAT, FR_SHUTDOWN, FR_READ,
-	FR_HOLD = 0x10, FR_RELEASE, FR_OK = 0x81, FR_ERROR, FR_OUTPUT, FR_EXITED, FR_READY,
+	FR_HOLD = 0x10, FR_RELEASE, FR_ACK, FR_OK = 0x81, FR_ERROR, FR_OUTPUT, FR_EXITED, FR_READY,
 };
 enum {
 	HELLO_CUSTODY = 1, SPAWN_ATTACH = 1, SPAWN_TTY = 2, SPAWN_STDIN = 4, SPAWN_MAIN = 8, LOCAL = 16, SPAWN_CHANNEL = 32,
@@ -181,6 +182,7 @@ struct conn {
 	struct conn *next;
 	struct buf in, out;
 	struct proc *blocked; /* not read until this process has taken its stdin */
+	uint32_t in_flight, unacked; /* of a channel: bytes that the other end has not acknowledged; that we have not */
 	bool channel, custody, slow;
 	bool corked; /* nothing is written yet: the guest is not ready */
 	bool dead, swept;

@@ -173,6 +173,19 @@ def test_held_input_arrives_complete(client: Client, directory: Path) -> None:
     assert helper
 
 
+def test_input_that_a_process_leaves_behind(relay: Sandbox, client: Client, directory: Path) -> None:
+    os.mkfifo(directory / "go")
+    os.mkfifo(directory / "end")
+    # Somebody else keeps the pipe open, so that it is still full when the process has ended.
+    writer = relay.client()
+    proc = writer.spawn(shell("exec 3<&0; (read x <end) <&3 & read x <go; exit 4"), stdin=True, attach=True)
+    writer.write(proc, bytes(600_000))
+    assert client.run(execute("true")).code == 0  # the guest has it all by now
+    assert client.run(shell("echo >go")).code == 0
+    assert writer.finish(proc).code == 4
+    assert client.run(shell("echo >end")).code == 0
+
+
 def test_dead_client_does_not_stall_a_guest_process(relay: Sandbox, client: Client) -> None:
     victim = relay.client()
     proc = victim.spawn(shell("read go; head -c 30000000 /dev/zero"), stdin=True, attach=True)
@@ -380,6 +393,48 @@ def test_guest_that_ignores_hold_is_killed(relay: Sandbox) -> None:
     client.post(wire.Type.SPAWN, flags | wire.ATTACH, 0, payload)
     wait_until(lambda: LOCAL_BIT | 1 not in watcher.stat() or watcher.stat()[LOCAL_BIT | 1][1] == 2, "the monitor is killed")
     relay.assert_small(12_000_000)
+
+
+COUNTING = """
+import select, struct
+data, total = b"", 0
+def take():
+    global data
+    count = 0
+    while not count or select.select([3], [], [], 0.2)[0]:
+        data += os.read(3, 65536)
+        while len(data) >= 16 and len(data) >= 16 + struct.unpack_from("<I", data)[0]:
+            size = struct.unpack_from("<I", data)[0]
+            data = data[16 + size:]
+            count += size
+    return count
+"""
+
+
+def test_input_under_way_is_bounded(relay: Sandbox) -> None:
+    client = relay.client()
+    answer = frame(wire.Type.OK, tag=1, payload=wire.u32(7) + bytes(4))
+    script = COUNTING + (
+        f"os.read(3, 4096)\nos.write(3, {answer!r})\nfirst = total = take()\nlast = total\n"
+        f"while total < 3000000:\n os.write(3, {wire.HEAD.pack(4, wire.Type.ACK, 0, 0, 0)!r} + struct.pack('<I', last))\n"
+        f" last = take()\n total += last\n"
+        f"text = b'%d %d' % (first, total)\nos.write(3, struct.pack('<IHHII', len(text), {wire.Type.OUTPUT:d}, 0, 7, 0) + text)\n"
+        f"os.write(3, {frame(wire.Type.EXITED, proc=7, payload=bytes(16))!r})\ntime.sleep(1000)"
+    )
+    boot(client, *liar(READY, rest=script))
+    proc = client.spawn(execute("true"), stdin=True, attach=True)
+    client.write(proc, bytes(3_000_000))
+    first, total = (int(word) for word in client.finish(proc).out.split())
+    assert total == 3_000_000
+    assert 0 < first <= (1 << 20) + (64 << 10)
+    client.request(wire.Type.SHUTDOWN, wire.FORCE)
+
+
+def test_acknowledging_too_much_is_a_lie(relay: Sandbox, directory: Path) -> None:
+    client = relay.client()
+    boot(client, *liar(READY, frame(wire.Type.ACK, payload=wire.u32(1))))
+    wait_until(relay.gone, "the relay ends")
+    assert (directory / "monitor").read_text().startswith("137 9 ")
 
 
 def test_guest_that_does_not_read(relay: Sandbox) -> None:

@@ -47,6 +47,7 @@ class Type(enum.IntEnum):
     READ = 0x0A
     HOLD = 0x10
     RELEASE = 0x11
+    ACK = 0x12
     OK = 0x81
     ERROR = 0x82
     OUTPUT = 0x83
