@@ -303,7 +303,7 @@ def test_a_killed_monitor(
     """As a killed stem, and the container's record tells what was seen, with the last lines of the console."""
     made = engine.containers.run(ContainerSpec(image=image, command=("sleep",), name="box", isolation=vm, network="none", privileged=True))
     following = cli.start("logs", "-f", "box")
-    assert made.exec(["write", "/dev/kmsg", "<2>the last words"]).wait() == 0
+    assert made.exec(["write", "/dev/kmsg", "<2>the last words\n"]).wait() == 0
     console = Path(directories.run, "sandboxes", made.id, "console.log")
     eventually(lambda: b"the last words" in console.read_bytes(), "the console shows what the kernel was told")
     [monitor] = [pid for pid in children(stem_of(directories, made)) if "qemu" in Path(f"/proc/{pid}/cmdline").read_text()]

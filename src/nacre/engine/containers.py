@@ -263,19 +263,32 @@ class Container:
         self.start()
 
     def wait(self) -> int:
-        """Wait until it is not running; the exit code."""
+        """Wait until it is not running; the exit code. Raises NotFound when it was removed and took that with it."""
+        while True:
+            exit = self._await_end()
+            finished = self._lifecycle.finish(self.id)
+            self.record = finished or self.record
+            if not finished or not self._running():
+                break
+            # Its sandbox is falling apart: nobody answers any more, but its end is not recorded yet.
+            time.sleep(0.02)
+        self._auto_remove()
+        if finished:
+            return finished.exit_code
+        if exit:
+            return exit.code
+        raise NotFound(f"No such container: {self.name}")
+
+    def _await_end(self) -> Exit | None:
+        """Wait for its main process; None when there is nobody to ask."""
         try:
             with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
                 channel.hello()
                 exit = channel.wait(MAIN)
                 self._lifecycle.see_out(self.record, channel)
+                return exit
         except (SandboxError, FileNotFoundError):
-            exit = None
-        finished = self._lifecycle.finish(self.id)
-        if finished:
-            self.record = finished
-        self._auto_remove()
-        return finished.exit_code if finished else (exit or Exit(code=0)).code
+            return None
 
     def pause(self) -> None:
         """Stop its time. Raises Conflict unless it is running."""
