@@ -659,12 +659,13 @@ class SmallDisk:
 
     def close(self) -> None:
         """Remove everything."""
-        self.relieve()
-        with self.engine() as engine:
+        with contextlib.ExitStack() as steps:
+            steps.callback(os.rmdir, self.root)
+            steps.callback(subprocess.run, ["umount", "-l", self.root], check=True)
+            self.relieve()
+            engine = steps.enter_context(self.engine())
             for container in engine.containers.list(all=True):
                 container.remove(force=True)
-        subprocess.run(["umount", self.root], check=True)
-        os.rmdir(self.root)
 
 
 @pytest.fixture
