@@ -180,11 +180,7 @@ def test_port_conflicts_are_decided_by_the_kernel(host: Host) -> None:
         assert ask("", "127.0.0.1", 8080).startswith("again")
 
 
-def test_without_the_library(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program nft does the same: also replacing what a dead container left, and closing ports."""
-    monkeypatch.setattr(nft, "_searched", True)
-    monkeypatch.setattr(nft, "_library", None)
-    assert nft.backend() == "nft"
+def test_what_a_dead_container_left_is_replaced(host: Host) -> None:
     left = rules.Element(host="", protocol="tcp", port=8080, container="10.88.9.9", container_port=99)
     nft.apply(rules.ruleset("nacre") + rules.add("nacre", [left]))
     web = host.attach(PortMapping(container_port=80, host_port=8080))

@@ -90,18 +90,22 @@ def test_missing_namespace() -> None:
 
 
 def test_without_nftables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nft, "_searched", True)
-    monkeypatch.setattr(nft, "_library", None)
     monkeypatch.setattr(run, "find_program", lambda name: "/sbin/iptables" if name == "iptables" else "")
-    assert nft.backend() == ""
+    assert not nft.available()
     with pytest.raises(HostError, match="nftables is not installed") as caught:
         nft.execute("list tables")
     assert caught.value.hint.startswith("apt-get install nftables (iptables alone")
 
 
+def test_an_nft_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nft, "available", lambda: True)
+    monkeypatch.setattr(run, "run", lambda *_, **__: run.Result(-11, b"", b""))
+    with pytest.raises(HostError, match="nft was killed by signal 11") as caught:
+        nft.execute("list tables")
+    assert "newer nft" in caught.value.hint
+
+
 def test_nft_by_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nft, "_searched", True)
-    monkeypatch.setattr(nft, "_library", None)
     monkeypatch.setattr(run, "find_program", lambda name: f"/usr/sbin/{name}")
     calls = []
 

@@ -24,7 +24,6 @@ _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "MKNOD", "CHOWN", "DAC_OVERRIDE", "FOWNER",
 # Debian's packages that Fedora and its relatives name otherwise.
 _DNF_NAMES = {
     "libseccomp2": "libseccomp",
-    "libnftables1": "nftables",
     "linux-image-amd64": "kernel",
     "linux-image-cloud-amd64": "kernel-core",
     "linux-image-arm64": "kernel",
@@ -263,11 +262,10 @@ def _seccomp(host: Host) -> list[Check]:
 
 
 def _network(host: Host, problems: Callable[[], list[tuple[str, str]]] | None) -> list[Check]:
-    library = host.kernel.get("libraries", {}).get("libnftables.so.1") == "ok"
     program = host.programs.get("nft", "")
     found = []
-    if library or program:
-        found.append(Check(name="nftables", status="ok", found="libnftables" if library else program))
+    if program:
+        found.append(Check(name="nftables", status="ok", found=program))
     else:
         found.append(
             Check(name="nftables", status="fail", found="not installed: no networks, no published ports", fix=host.install("nftables"))
@@ -276,7 +274,7 @@ def _network(host: Host, problems: Callable[[], list[tuple[str, str]]] | None) -
     if forwarding:
         text = "on" if forwarding == "1" else "off; the first network switches it on"
         found.append(Check(name="ip forwarding", status="ok" if forwarding == "1" else "info", found=text))
-    if problems is not None and not host.uid and (library or program):
+    if problems is not None and not host.uid and program:
         found += [Check(name="network", status="warn", found=problem, fix=way) for problem, way in problems()]
     return found
 

@@ -229,7 +229,7 @@ def facts(directory: str, mkfs: str = "") -> dict[str, Any]:
         "kvm": try_kvm(),
         "virtualization": sorted({"vmx", "svm"} & set(read("/proc/cpuinfo").partition("\n\n")[0].split())),
         "modules": sorted(line.split()[0] for line in read("/proc/modules").splitlines()),
-        "libraries": {name: try_library(name) for name in ("libseccomp.so.2", "libnftables.so.1")},
+        "libraries": {name: try_library(name) for name in ("libseccomp.so.2",)},
         "devices": {
             name: os.path.exists(f"/dev/{name}") for name in ("kvm", "net/tun", "loop-control", "vhost-vsock", "vhost-net", "fuse")
         },

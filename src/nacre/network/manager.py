@@ -199,9 +199,12 @@ class NetworkManager:
         from nacre.linux import nft
 
         found = []
-        if not nft.backend():
+        if not nft.available():
             return [("nftables is not installed: no networks, no published ports", "apt-get install nftables")]
-        answer = nft.execute("list ruleset ip\nlist ruleset inet\n")
+        try:
+            answer = nft.execute("list ruleset ip\nlist ruleset inet\n")
+        except HostError as error:
+            return [(error.message, error.hint)]
         chain = rules.drops_forwarding(answer.output) if answer.ok else ""
         if chain:
             rule = f"nft insert rule {chain}"
