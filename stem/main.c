@@ -180,30 +180,25 @@ static void mount_here(const char *type, const char *where, unsigned long flags,
 
 static void enable_controllers(void)
 {
-	char names[512], word[64];
+	char names[512];
 	int n = file_read("/sys/fs/cgroup/cgroup.controllers", names, sizeof names - 1);
 	autoclose int fd = open("/sys/fs/cgroup/cgroup.subtree_control", O_WRONLY | O_CLOEXEC);
 	if (n <= 0 || fd < 0)
 		return;
 	names[n] = 0;
-	char *rest = names, *name;
-	while ((name = strsep(&rest, " \n"))) {
-		int length = snprintf(word, sizeof word, "+%s", name);
-		if (*name && write(fd, word, (size_t)length) < 0)
+	for (char *name = strtok(names, " \n"); name; name = strtok(NULL, " \n"))
+		if (dprintf(fd, "+%s", name) < 0)
 			say(false, "cgroup controller %s: %s", name, strerror(errno));
-	}
 }
 
 /* The mount namespace of a guest starts on the initial ramfs, which cannot be the source of a pivot_root. A bind mount of it
  * over itself can, and every container's namespace is a copy of this one. */
 static void make_pivotable(void)
 {
-	int fd = (int)syscall(SYS_open_tree, AT_FDCWD, "/", 1u /* OPEN_TREE_CLONE */ | O_CLOEXEC | 0x8000u /* AT_RECURSIVE */);
+	autoclose int fd = (int)syscall(SYS_open_tree, AT_FDCWD, "/", 1u /* OPEN_TREE_CLONE */ | O_CLOEXEC | 0x8000u /* AT_RECURSIVE */);
 	if (fd < 0 || syscall(SYS_move_mount, fd, "", AT_FDCWD, "/", 4u /* MOVE_MOUNT_F_EMPTY_PATH */) < 0 || fchdir(fd) < 0 ||
 	    chroot(".") < 0)
 		say(true, "bind the root directory: %s", strerror(errno));
-	if (fd >= 0)
-		close(fd);
 	mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL);
 }
 
@@ -274,9 +269,9 @@ static void guest_boot(void)
 	mount_here("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
 	say(false, "kernel file systems mounted");
 	load_modules();
-	/* Without the option (Linux 6.0) whoever joins a group waits for RCU: 12 ms in an emulated machine. */
-	if (mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "favordynmods") < 0)
-		mount_here("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	mount_here("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	/* Without this (Linux 6.0) whoever joins a group waits for RCU: 12 ms in an emulated machine. */
+	mount("", "/sys/fs/cgroup", NULL, MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, "favordynmods");
 	enable_controllers();
 	make_pivotable();
 	int rc = link_up("lo", 0);
