@@ -62,7 +62,7 @@ def root() -> Iterator[Path]:
 
 def test_hello(client: Client) -> None:
     answer = wire.decode_hello(client.request(wire.Type.HELLO, 0, 0, wire.u32(1)).payload)
-    assert answer == (1, "host", os.uname().release)
+    assert answer == wire.Hello(version=1, role="host", release=os.uname().release)
     with pytest.raises(wire.Refused) as refused:
         client.request(wire.Type.HELLO, 0, 0, wire.u32(2))
     assert refused.value.errno == errno.EPROTO

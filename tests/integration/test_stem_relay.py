@@ -78,7 +78,7 @@ def test_hello_waits_for_the_guest(relay: Sandbox) -> None:
     early, late = relay.client(), relay.client()
     tag = early.post(wire.Type.HELLO, 0, 0, wire.u32(1))
     boot(late)
-    assert wire.decode_hello(early.answer(tag).payload) == (1, "relay", os.uname().release)
+    assert wire.decode_hello(early.answer(tag).payload) == wire.Hello(version=1, role="relay", release=os.uname().release)
 
 
 def test_requests_before_ready_are_queued(relay: Sandbox) -> None:
