@@ -162,6 +162,17 @@ def engine(session_engine: Engine, directories: Directories) -> Iterator[Engine]
     assert not left, "left behind on the host:\n  " + "\n  ".join(sorted(left))
 
 
+def nothing_left(directories: Directories) -> bool:
+    """Whether nothing is left, given a moment: the kernel takes interfaces down after their namespace."""
+    deadline = time.monotonic() + PATIENCE
+    while left := leftovers(directories):
+        if time.monotonic() > deadline:
+            print("left behind:", *left, sep="\n  ")
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def leftovers(directories: Directories, ids: set[str] | None = None) -> list[str]:
     """What containers left on this host: processes, mounts, namespaces, interfaces, loop devices, cgroups, directories."""
     run, root = directories.run, directories.root

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli, Directories, leftovers, vm_lacks
+from conftest import ROOT, Cli, Directories, nothing_left, vm_lacks
 from test_documentation import blocks, form, matches
 
 import nacre
@@ -93,7 +93,7 @@ def shell(hub: Registry, tmp_path: Path) -> Iterator[Shell]:
     made = Shell(tmp_path)
     try:
         yield made
-        assert not leftovers(made.directories), "the page leaves containers behind"
+        assert nothing_left(made.directories), "the page leaves containers behind"
     finally:
         made.close()
 

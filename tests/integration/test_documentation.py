@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli, Directories, leftovers, vm_lacks
+from conftest import ROOT, Cli, Directories, nothing_left, vm_lacks
 
 from loopback_registry import Registry
 
@@ -84,7 +84,7 @@ def shell(registry: Registry, layouts: Callable[[str], Path], tmp_path: Path) ->
 
     try:
         yield run
-        assert not leftovers(directories), "a page leaves containers behind"
+        assert nothing_left(directories), "a page leaves containers behind"
     finally:
         run("nacre rm -f $(nacre ps -aq)")
         directories.remove()
