@@ -193,7 +193,7 @@ class Lifecycle:
 
         It has a name of its own, so that nobody takes the container for running. Gone when the context ends.
         """
-        spec = record.spec.replace(network="none", ports=(), read_only=False)
+        spec = record.spec.replace(network="none", ports=(), sysctls={}, read_only=False)
         record = record.replace(id=f"{record.id}{FILES}", spec=spec, endpoint=None, rootfs=self._rootfs(record))
         level = driver(spec.isolation)
         sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))

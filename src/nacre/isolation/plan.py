@@ -8,7 +8,7 @@ masked paths) follow the OCI runtime specification, config-linux.md, and what Do
 from __future__ import annotations
 
 import _socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from nacre.errors import InvalidArgument
 from nacre.model.container import BoundMount, ProcessSpec, Sandbox
@@ -126,6 +126,8 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
         ops.append(op(Code.SETNS, place.netns, NEWNET))
     if place.configure:
         ops += network_ops(sandbox)
+    # Those of the network belong to the user namespace that made it: the host's. /proc/sys/net shows the caller's own.
+    ops += _sysctl_ops((key, value) for key, value in spec.sysctls.items() if key.startswith("net."))
     # Written while the host's files are in sight; bound into the container further down.
     ops += _etc_files(place, etc)
     if place.user_block:
@@ -158,7 +160,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
         op(Code.MOUNT, "mqueue", "%/dev/mqueue", "mqueue", SAFE, ""),
     ]
     ops.append(op(Code.HOSTNAME, sandbox.hostname))
-    ops += (op(Code.WRITE, f"%/proc/sys/{key.replace('.', '/')}", value.encode(), 0) for key, value in spec.sysctls.items())
+    ops += _sysctl_ops(((key, value) for key, value in spec.sysctls.items() if not key.startswith("net.")), "%")
     if process.working_dir != "/":
         ops.append(op(Code.MKDIR, f"%{process.working_dir}", 0o755))
     if process.tty:
@@ -224,6 +226,10 @@ def network_ops(sandbox: Sandbox) -> list[Op]:
         if endpoint.gateway:
             ops.append(op(Code.ROUTE, _packed(endpoint.gateway), endpoint.interface))
     return ops
+
+
+def _sysctl_ops(values: Iterable[tuple[str, str]], root: str = "") -> Iterator[Op]:
+    return (op(Code.WRITE, f"{root}/proc/sys/{key.replace('.', '/')}", value.encode(), 0) for key, value in values)
 
 
 def _packed(address: str) -> bytes:

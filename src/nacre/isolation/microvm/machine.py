@@ -24,8 +24,9 @@ from nacre.isolation.process import launch, stem_path
 from nacre.linux import cgroups
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
 from nacre.linux.files import explained
+from nacre.linux.netns import DEFAULT_SYSCTLS
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
-from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, Spawn, op
+from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, WRITE_OPTIONAL, Code, Op, Spawn, op
 from nacre.model.value import Value
 
 MIB = 1 << 20
@@ -111,7 +112,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
         """How the container plan looks in the guest."""
         resources = sandbox.spec.resources
         binds = _binds(sandbox)
-        setup = (op(Code.TIME, time.time_ns()), *guest_cgroup_ops(GROUP, resources.memory, resources.pids))
+        setup = (op(Code.TIME, time.time_ns()), *_sysctl_ops(sandbox), *guest_cgroup_ops(GROUP, resources.memory, resources.pids))
         return Place(
             stage=STAGE,
             scratch=SCRATCH,
@@ -356,6 +357,14 @@ def _read_record(directory: str) -> Record | None:
 
 
 # -- in the guest --------------------------------------------------------------------------------------------------------
+
+
+def _sysctl_ops(sandbox: Sandbox) -> tuple[Op, ...]:
+    """What a network namespace on the host is made with (`nacre.linux.netns`), for the guest's own network."""
+    values = dict(DEFAULT_SYSCTLS)
+    if sandbox.endpoint.interface:
+        values[f"net/ipv6/conf/{sandbox.endpoint.interface}/disable_ipv6"] = "1"
+    return tuple(op(Code.WRITE, f"/proc/sys/{name}", value.encode(), WRITE_OPTIONAL) for name, value in values.items())
 
 
 def _share_ops(binds: Sequence[BoundMount]) -> tuple[Op, ...]:
