@@ -86,6 +86,8 @@ def test_a_profile_keeps_its_path(host: list[tuple[str, int]], tmp_path: Path) -
 def test_limits() -> None:
     limits = (Ulimit(name="nofile", soft=10, hard=20), Ulimit(name="core", soft=-1, hard=-1))
     assert made(ulimits=limits).rlimits == ((7, 10, 20), (4, RLIM_INFINITY, RLIM_INFINITY))
+    assert made(isolation=Level.VM).rlimits == ((7, 1024, 524288),)
+    assert made(isolation=Level.VM, ulimits=limits[:1]).rlimits == ((7, 10, 20),)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------------
@@ -110,6 +112,7 @@ def test_limits() -> None:
         ({"sysctls": {"net.ipv4/../../kernel/core_pattern": "|/x"}}, "invalid sysctl"),
         ({"sysctls": {"net..x": "1"}}, "invalid sysctl"),
         ({"sysctls": {"": "1"}}, "invalid sysctl"),
+        ({"stop_signal": "NONSENSE"}, "Invalid signal: NONSENSE"),
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, Any], text: str) -> None:

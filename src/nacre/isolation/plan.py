@@ -148,7 +148,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     whole_etc = [mount for mount in sandbox.mounts if mount.target.rstrip("/") == "/etc" and not mount.read_only]
     ops += mount_ops(whole_etc, place.binds)
     # Over a volume at /etc, as Docker does; below a mount of one of these very files.
-    ops += _etc_binds(place, etc)
+    ops += _etc_binds(place, etc, MS_BIND | (MS_RDONLY if spec.read_only else 0))
     ops += mount_ops((mount for mount in sandbox.mounts if mount not in whole_etc), place.binds)
     if place.user_block:
         # The rest belongs to namespaces that the container's own user namespace owns.
@@ -335,10 +335,10 @@ def _etc_files(place: Place, etc: Etc) -> list[Op]:
     return ops + [op(Code.WRITE, f"{place.scratch}/{name}", content, WRITE_CREATE) for name, content in entries]
 
 
-def _etc_binds(place: Place, etc: Etc) -> list[Op]:
+def _etc_binds(place: Place, etc: Etc, flags: int) -> list[Op]:
     ops: list[Op] = []
     for name, _ in _etc_entries(etc):
-        ops += [op(Code.TOUCH, f"%/etc/{name}", 0o644), op(Code.BIND, f"{place.scratch}/{name}", f"%/etc/{name}", MS_BIND)]
+        ops += [op(Code.TOUCH, f"%/etc/{name}", 0o644), op(Code.BIND, f"{place.scratch}/{name}", f"%/etc/{name}", flags)]
     return ops
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from nacre.errors import InvalidArgument
 from nacre.isolation.plan import Security
 from nacre.linux import capabilities, cgroups, seccomp
-from nacre.linux.process import RLIM_INFINITY, rlimit_number
-from nacre.model.container import ContainerSpec, Level
+from nacre.linux.process import RLIM_INFINITY, rlimit_number, signal_number
+from nacre.model.container import ContainerSpec, Level, Ulimit
 
 _OPTIONS = ("seccomp", "no-new-privileges", "systempaths", "apparmor", "label")
 _VALUES = {"no-new-privileges": ("", "true", "false"), "systempaths": ("unconfined",)}
@@ -30,6 +30,8 @@ def check(spec: ContainerSpec) -> None:
         if option in _VALUES and value not in _VALUES[option]:
             words = ", ".join(word for word in _VALUES[option] if word)
             raise InvalidArgument(f"invalid --security-opt: {option}={value}", hint=f"the value is one of {words}")
+    if spec.stop_signal:
+        signal_number(spec.stop_signal)
     if spec.userns not in ("", "host", "private"):
         raise InvalidArgument(f"invalid user namespace mode: {spec.userns!r}", hint="host or private")
     for name in spec.sysctls:
@@ -66,7 +68,10 @@ def security(spec: ContainerSpec, cache: str, *, privileged: bool = False) -> Se
     whole = spec.privileged or privileged
     mask = capabilities.resolve(spec.cap_add, spec.cap_drop, whole)
     profile = "unconfined" if whole else chosen.get("seccomp", "default")
-    limits = ((rlimit_number(limit.name), _limit(limit.soft), _limit(limit.hard)) for limit in spec.ulimits)
+    # A guest's kernel starts with 4096 files at most; this is what systemd gives to everything on a host.
+    files = (Ulimit(name="nofile", soft=1024, hard=524288),) if spec.isolation is Level.VM else ()
+    chosen_limits = {limit.name: limit for limit in (*files, *spec.ulimits)}.values()
+    limits = ((rlimit_number(limit.name), _limit(limit.soft), _limit(limit.hard)) for limit in chosen_limits)
     return Security(
         capabilities=mask,
         seccomp=seccomp.program(profile, mask, cache=cache),

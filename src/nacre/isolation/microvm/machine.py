@@ -22,7 +22,7 @@ from nacre.isolation.microvm.monitor import Monitor
 from nacre.isolation.plan import Place, guest_cgroup_ops
 from nacre.isolation.process import launch, stem_path
 from nacre.linux import cgroups
-from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
+from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule, rule_for
 from nacre.linux.files import explained
 from nacre.linux.netns import DEFAULT_SYSCTLS
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
@@ -47,6 +47,7 @@ GROUP = "/sys/fs/cgroup/container"
 _DEVICES = (*DEFAULT_DEVICES, DeviceRule(kind="c", major=10, minor=200), DeviceRule(kind="c", major=10, minor=232))
 _NINE = "trans=virtio,version=9p2000.L,msize=262144,access=client,cache=mmap"
 _TAIL_LINES = 20
+_KERNEL_DEVICES = (1, 5, 10)  # majors: memory (null ...), terminals, miscellaneous (fuse, net/tun ...)
 
 
 class Record(Value):
@@ -67,10 +68,11 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Boot an empty guest and greet its stem.
 
-        Raises Unsupported (network host, no 9p for bind mounts, layers that are no EROFS images), HostError (no kernel, no QEMU), and
-        SandboxError(stage="boot") with the last lines of the guest's console when it does not come up.
+        Raises Unsupported (network host, devices of the host, no 9p for bind mounts, layers that are no EROFS images), HostError
+        (no kernel, no QEMU), and SandboxError(stage="boot") with the last lines of the guest's console when it does not come up.
         """
         _check_network(sandbox)
+        _check_devices(sandbox)
         binds = _binds(sandbox)
         facts = accel.Facts(os.path.dirname(os.path.dirname(sandbox.directory)))
         kernel = kernels.find(sandbox.spec.kernel)
@@ -205,6 +207,16 @@ def _assurance(record: Record) -> str:
 def _check_network(sandbox: Sandbox) -> None:
     if not sandbox.endpoint.netns:
         raise Unsupported("a virtual machine cannot share the network of the host", hint="use --network bridge with -p, or --network none")
+
+
+def _check_devices(sandbox: Sandbox) -> None:
+    """A guest has the devices that every kernel has, by the same numbers; those with hardware behind them stay with the host."""
+    for rule in (rule_for(text.partition(":")[0]) for text in sandbox.spec.devices):
+        if rule.kind == "b" or rule.major not in _KERNEL_DEVICES:
+            raise Unsupported(
+                "a virtual machine cannot be given a device of the host: " + ", ".join(sandbox.spec.devices),
+                hint="use --isolation process for it; a directory of a disk can be mounted with -v",
+            )
 
 
 def _binds(sandbox: Sandbox) -> tuple[BoundMount, ...]:
