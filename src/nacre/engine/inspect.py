@@ -5,6 +5,7 @@ from __future__ import annotations
 from nacre.model.container import Container, State
 from nacre.model.image import Image
 from nacre.model.network import Endpoint, PortMapping
+from nacre.model.reference import Reference
 from nacre.store import Layout
 
 TYPE_CHECKING = False
@@ -133,8 +134,8 @@ def image_json(image: Image) -> dict[str, Any]:
     config = image.config
     return {
         "Id": image.id,
-        "RepoTags": list(image.tags),
-        "RepoDigests": list(image.repo_digests),
+        "RepoTags": [Reference.parse(name).familiar() for name in image.tags],
+        "RepoDigests": [Reference.parse(name).familiar() for name in image.repo_digests],
         "Created": image.created,
         "Author": image.author,
         "Architecture": image.platform.architecture,

@@ -7,8 +7,7 @@ import sys
 from nacre.cli.context import Context, is_terminal
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.errors import NotFound
-from nacre.model.image import Image, Progress
-from nacre.model.reference import Reference
+from nacre.model.image import Progress
 
 
 def run(ctx: Context, args: Arguments) -> int:
@@ -19,26 +18,23 @@ def run(ctx: Context, args: Arguments) -> int:
         raise UsageError(
             "requested load from stdin, but stdin is empty", hint="Name a file with -i, or redirect one: nacre load < image.tar"
         )
+    loaded: list[str] = []
     with progress.on("stdout", quiet=args.quiet) as display:
 
         def show(step: Progress) -> None:
-            # What was loaded is said below, with -q too.
-            if (step.item, step.stage) != ("manifest", "done"):
+            # What was loaded is said below, with -q too: the names in the archive, of all those that its images have.
+            if (step.item, step.stage) == ("manifest", "done"):
+                loaded.append(step.message)
+            else:
                 display(step)
 
         try:
-            images = ctx.engine.images.load(args.input or sys.stdin.buffer, progress=show)
+            ctx.engine.images.load(args.input or sys.stdin.buffer, progress=show)
         except FileNotFoundError:
             raise NotFound(f"open {args.input}: no such file or directory") from None
-    for image in images:
-        ctx.out(loaded(image))
+    for line in loaded:
+        ctx.out(line)
     return 0
-
-
-def loaded(image: Image) -> str:
-    """What Docker says about an image that was loaded."""
-    names = [Reference.parse(tag).familiar() for tag in image.tags]
-    return "\n".join(f"Loaded image: {name}" for name in names) or f"Loaded image ID: {image.id}"
 
 
 COMMANDS = {

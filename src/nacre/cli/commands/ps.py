@@ -57,10 +57,11 @@ def image_text(item: Container, *, full: bool) -> str:
 
 
 def command_text(item: Container, *, full: bool) -> str:
-    """The command in quotes, cut to twenty characters."""
+    """The command in quotes, cut to twenty characters; what has a space in it is quoted once more."""
     from nacre.cli.quote import quoted
 
-    text = " ".join(item.record.process.args)
+    program, *rest = item.record.process.args
+    text = " ".join((program, *(f"'{word}'" if " " in word else word for word in rest)))
     return quoted(text if full else ellipsis(text, 20))
 
 
