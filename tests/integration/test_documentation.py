@@ -108,6 +108,11 @@ def test_pages_have_console_blocks() -> None:
     assert all(list(blocks(ROOT / page)) for page in PAGES)
 
 
+def test_the_chinese_readme_shows_the_same_commands() -> None:
+    english, chinese = ([[command for command, _ in steps] for steps in blocks(ROOT / name)] for name in ("README.md", "README.zh-CN.md"))
+    assert english == chinese
+
+
 def test_links_lead_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
