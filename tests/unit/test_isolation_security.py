@@ -112,6 +112,7 @@ def test_limits() -> None:
         ({"sysctls": {"net.ipv4/../../kernel/core_pattern": "|/x"}}, "invalid sysctl"),
         ({"sysctls": {"net..x": "1"}}, "invalid sysctl"),
         ({"sysctls": {"": "1"}}, "invalid sysctl"),
+        ({"kernel": "minimal"}, "--kernel minimal: a container at level process"),
         ({"stop_signal": "NONSENSE"}, "Invalid signal: NONSENSE"),
     ],
 )

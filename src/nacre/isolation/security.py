@@ -17,7 +17,7 @@ _OWN_SYSCTLS = frozenset(
 
 
 def check(spec: ContainerSpec) -> None:
-    """Refuse limits, capabilities and options that cannot be had. Raises InvalidArgument."""
+    """Refuse limits, capabilities, options and kernels that cannot be had. Raises InvalidArgument."""
     cgroups.check(spec.resources)
     capabilities.resolve(spec.cap_add, spec.cap_drop, spec.privileged)
     for limit in spec.ulimits:
@@ -30,6 +30,8 @@ def check(spec: ContainerSpec) -> None:
         if option in _VALUES and value not in _VALUES[option]:
             words = ", ".join(word for word in _VALUES[option] if word)
             raise InvalidArgument(f"invalid --security-opt: {option}={value}", hint=f"the value is one of {words}")
+    if spec.kernel and spec.isolation is not Level.VM:
+        raise InvalidArgument(f"--kernel {spec.kernel}: a container at level {spec.isolation} runs on the host's", hint="--isolation vm")
     if spec.stop_signal:
         signal_number(spec.stop_signal)
     if spec.userns not in ("", "host", "private"):
