@@ -92,7 +92,8 @@ void log_close(struct log *l)
 	l->path = NULL;
 }
 
-/* Old or new, never half: temporary name, sync, rename. */
+/* Old or new, never half: temporary name, rename. Not synced: it must outlive processes, and after a power cut no process is left
+ * whose code it could tell; an empty record reads like none. */
 int exit_record(const char *path, uint32_t code, uint32_t signal, bool oom, uint64_t time_ns)
 {
 	char line[80];
@@ -102,7 +103,7 @@ int exit_record(const char *path, uint32_t code, uint32_t signal, bool oom, uint
 		return -ENOMEM;
 	strcat(strcpy(temporary, path), ".tmp");
 	autoclose int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-	if (fd < 0 || write(fd, line, (size_t)n) != n || fdatasync(fd) < 0 || rename(temporary, path) < 0) {
+	if (fd < 0 || write(fd, line, (size_t)n) != n || rename(temporary, path) < 0) {
 		int error = errno;
 		if (fd >= 0)
 			unlink(temporary);
