@@ -26,7 +26,7 @@ def initramfs(program: Path, target: Path) -> Path:
 
 
 def machine(kernel: Path, initrd: Path, accelerator: str, memory: int = 256) -> list[str]:
-    """Command line of the bare machine: the fastest one that boots this kernel, as measured for docs/benchmarks.md."""
+    """Command line of the bare machine: the board this kernel can use, a serial console, and nothing else."""
     minimal = kernel.name == "vmlinux"
     board = "microvm,acpi=off,rtc=on" if minimal else "q35"
     line = "console=ttyS0 quiet reboot=t panic=-1"
