@@ -372,8 +372,14 @@ def test_a_disk_that_is_not_there(lab: Lab) -> None:
 def test_several_processors(lab: Lab) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor")
-    sandbox = lab.sandbox(resources=Resources(memory=MEMORY, cpus=1.5))
-    channel = lab.boot(sandbox)
+    resources = Resources(memory=MEMORY, cpus=1.5)
+    try:
+        channel = lab.boot(lab.sandbox(resources=resources))
+    except SandboxError as error:
+        # QEMU 7.2's translator runs each processor in a thread of its own and, on a loaded host, now and then resets such a guest early.
+        if "exited with code 0" not in error.message:
+            raise
+        channel = lab.boot(lab.sandbox(resources=resources))
     assert channel.read_file("/proc/cpuinfo").decode().count("processor\t") == 2
     channel.close()
 
