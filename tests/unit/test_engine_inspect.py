@@ -54,6 +54,7 @@ RECORD = Container(
         cap_add=("NET_ADMIN",),
         ulimits=(Ulimit(name="nofile", soft=10, hard=20),),
         sysctls={"net.ipv4.ip_forward": "1"},
+        devices=("/dev/fuse", "/dev/sda:/dev/disk:r"),
         extra_hosts=("db:192.0.2.7",),
         security_opt=("no-new-privileges",),
         read_only=True,

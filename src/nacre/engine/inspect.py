@@ -74,6 +74,7 @@ def _host_config(record: Container) -> dict[str, Any]:
         "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in record.mounts if m.kind == "bind"],
         "NetworkMode": spec.network,
         "PortBindings": _bindings(spec.ports),
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": spec.auto_remove,
         "Isolation": str(spec.isolation),
         "Kernel": spec.kernel,
@@ -82,6 +83,7 @@ def _host_config(record: Container) -> dict[str, Any]:
         "Dns": list(spec.dns),
         "DnsSearch": list(spec.dns_search),
         "ExtraHosts": list(spec.extra_hosts) or None,
+        "Devices": [_device(text) for text in spec.devices],
         "Privileged": spec.privileged,
         "ReadonlyRootfs": spec.read_only,
         "SecurityOpt": list(spec.security_opt) or None,
@@ -102,6 +104,12 @@ def _mount(kind: str, source: str, target: str, read_only: bool, options: tuple[
     if kind == "volume":
         shown |= {"Name": options[0].removeprefix("name=") if options else "", "Driver": "local", "Mode": ""}
     return shown
+
+
+def _device(text: str) -> dict[str, str]:
+    source, _, rest = text.partition(":")
+    target, _, access = rest.partition(":")
+    return {"PathOnHost": source, "PathInContainer": target or source, "CgroupPermissions": access or "rwm"}
 
 
 def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:
