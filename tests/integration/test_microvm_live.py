@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -300,8 +301,12 @@ def test_pause(lab: Lab) -> None:
     assert lab.driver.paused(sandbox)
     before = lab.driver.stats(sandbox).cpu
     assert lab.driver.stats(sandbox).cpu - before < 50_000_000
+    time.sleep(2)
     lab.driver.resume(sandbox)
     assert lab.run_in(sandbox, channel, "echo", "alive") == Result(0, "alive\n")
+    started = time.time()
+    clock = float(lab.run_in(sandbox, channel, "time").said.split()[0])
+    assert started - 1 < clock < time.time() + 1
     channel.close()
 
 

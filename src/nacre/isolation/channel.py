@@ -83,15 +83,15 @@ class Channel:
         with contextlib.suppress(OSError):
             self._socket.sendall(wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(wire.VERSION))))
 
-    def spawn(self, spawn: Spawn) -> tuple[int, int]:
+    def spawn(self, spawn: Spawn, *, timeout: float | None = None) -> tuple[int, int]:
         """Run a plan; answers with (process number, pid as the stem sees it) once its program runs.
 
         Raises CommandNotFound, CommandNotExecutable for the EXEC operation, NotFound for an unknown user,
-        SandboxError(stage="plan") for every other operation.
+        SandboxError(stage="plan") for every other operation, TimeoutError after `timeout` seconds.
         """
         payload, flags = wire.encode_spawn(spawn)
         try:
-            answer = self._request(wire.Type.SPAWN, payload, flags=flags)
+            answer = self._request(wire.Type.SPAWN, payload, flags=flags, timeout=timeout)
         except wire.Refused as refused:
             raise _plan_error(refused, spawn) from refused
         return _decoded(wire.decode_spawned, answer)

@@ -152,9 +152,12 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
             monitor.execute("stop")
 
     def resume(self, sandbox: Sandbox) -> None:
-        """Let them go on."""
+        """Let them go on, and tell the guest what time it is: its clock stood still. One that does not listen keeps its own."""
         with Monitor(sandbox.directory) as monitor:
             monitor.execute("cont")
+        with contextlib.suppress(NacreError, TimeoutError), contextlib.closing(Channel(sandbox.directory)) as channel:
+            clock = Spawn(ops=(op(Code.TIME, time.time_ns()), op(Code.BUILTIN, 2, "stat", "/")))
+            channel.spawn(clock, timeout=GUEST_SECONDS)
 
     def paused(self, sandbox: Sandbox) -> bool:
         """Whether they are stopped."""
