@@ -183,12 +183,24 @@ static int op_setns(struct child *c, struct op *op)
 	return result(setns(fd, (int)op->args[1].i));
 }
 
+/* Pipes are opened again by name (/dev/stderr). Root of another user namespace does not own ours, and USER may not change that. */
+static void open_streams(void)
+{
+	for (int fd = 0; fd < 3; fd++) {
+		struct stat st;
+		if (fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode))
+			fchmod(fd, 0666);
+	}
+}
+
 static int op_join(struct child *c, struct op *op)
 {
 	struct proc *p = proc_find((uint32_t)op->args[0].i);
 	if (!p || p->pidfd < 0)
 		return -ESRCH;
 	c->inside |= (op->args[1].i & CLONE_NEWNS) != 0;
+	if (op->args[1].i & CLONE_NEWUSER)
+		open_streams();
 	if (setns(p->pidfd, (int)op->args[1].i) < 0)
 		return -errno;
 	return op->args[1].i & CLONE_NEWUSER ? become_root() : 0;
@@ -228,6 +240,7 @@ static int op_enter(struct child *c, struct op *op)
 	(void)op;
 	if (c->userns < 0)
 		return -EBADF;
+	open_streams();
 	return setns(c->userns, CLONE_NEWUSER) < 0 ? -errno : become_root();
 }
 

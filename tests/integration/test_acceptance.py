@@ -350,6 +350,16 @@ def test_a_distribution_lives_in_it(nacre: Cli, run: Any, level: Level, namespac
     assert (
         nacre("exec", "-u", "joe:games", "-w", "/srv", "-e", "A=1", "box", "sh", "-c", "id -gn; pwd; echo $A").stdout == "games\n/srv\n1\n"
     )
+    # Its streams can be opened again by name, by everybody, and it can have a terminal.
+    for user in ("root", "joe"):
+        assert nacre("exec", "-u", user, "box", "sh", "-c", "echo out >/dev/stdout; echo err >/dev/stderr").stderr == "err\n"
+    shown = run("--rm", "-t", "--userns", namespace, "debian", "sh", "-c", "tty; stat -c '%u %t' /dev/console")
+    assert shown.split() == ["/dev/pts/0", "0", "88"]
+    # A volume belongs to the same people in every container.
+    for words in (("--userns", namespace), ("--userns", "host"), ("--isolation", "process")):
+        script = "id -u; touch /kept/mine; chown 33 /kept/mine; stat -c %u /kept /kept/mine"
+        assert run("--rm", *words, "-v", "kept:/kept", "debian", "sh", "-c", script) == "0\n0\n33\n"
+    nacre("volume", "rm", "kept")
     # It survives being stopped.
     nacre("stop", "-t", "0", "box")
     nacre("start", "box")

@@ -246,6 +246,15 @@ def test_targets_that_are_none(target: str) -> None:
         plan.mount_ops([BoundMount(target=target, source="/srv")], {})
 
 
+def test_what_belongs_to_the_root_of_a_user_namespace() -> None:
+    kinds = ("bind", "volume", "tmpfs")
+    mounts = [BoundMount(target=f"/{kind}", kind=kind, source="" if kind == "tmpfs" else "/srv") for kind in kinds]
+    mounts.append(BoundMount(target="/mine", kind="tmpfs", options=("uid=5",)))
+    made = plan.mount_ops(mounts, {}, 100000)
+    assert [item.args for item in made if item.code is Code.IDMAP] == [("%/volume",)]
+    assert [item.args[4] for item in made if item.code is Code.MOUNT] == ["uid=100000,gid=100000", "uid=100005,gid=100000"]
+
+
 def test_tmpfs_options() -> None:
     def made(*options: str, read_only: bool = False) -> Op:
         return plan.mount_ops([BoundMount(target="/t", kind="tmpfs", options=options, read_only=read_only)], {})[1]
@@ -254,6 +263,9 @@ def test_tmpfs_options() -> None:
     assert made("exec", "suid", "dev", "size=1m").args == ("tmpfs", "%/t", "tmpfs", 0, "size=1m")
     assert made("exec", "noexec", "ro", "rw").args[3] == plan.SAFE, "the last one wins"
     assert made(read_only=True).args[3] == plan.SAFE | 1
+    assert made("uid=5", "gid=6", "mode=700").args[4] == "mode=700,uid=5,gid=6"
+    with pytest.raises(InvalidArgument, match="invalid tmpfs option 'uid=x'"):
+        made("uid=x")
     with pytest.raises(InvalidArgument, match="invalid tmpfs option 'lowerdir=/'"):
         made("lowerdir=/")
 

@@ -136,7 +136,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops += [op(Code.MOUNT, "tmpfs", place.stage, "tmpfs", SAFE & ~MS_NOEXEC & ~MS_NODEV, "mode=0711,size=1m"), op(Code.CHDIR, place.stage)]
     ops += place.rootfs
     ops.append(op(Code.ROOT, f"{place.stage}/root"))
-    ops += _dev(spec.shm_size, devices, devtmpfs=place.devtmpfs and spec.privileged)
+    ops += _dev(spec.shm_size, devices, devtmpfs=place.devtmpfs and spec.privileged, owner=place.user_block)
     # Into the cgroups only now: their device rules would forbid the loop devices that some hosts need for layers.
     ops += place.cgroup_setup
     ops += (op(Code.WRITE, path, b"0", 0) for path in place.join)
@@ -147,9 +147,12 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     # Everything whose source is a path of the host is mounted by the host's root, who may walk there.
     whole_etc = [mount for mount in sandbox.mounts if mount.target.rstrip("/") == "/etc" and not mount.read_only]
     ops += mount_ops(whole_etc, place.binds)
+    ops += (op(Code.TOUCH, f"%/etc/{name}", 0o644) for name, _ in _etc_entries(etc))
+    # Only then: once it is mapped, the host's root has no id to make files with.
+    ops += _mapping_ops(whole_etc, place.user_block)
     # Over a volume at /etc, as Docker does; below a mount of one of these very files.
     ops += _etc_binds(place, etc, MS_BIND | (MS_RDONLY if spec.read_only else 0))
-    ops += mount_ops((mount for mount in sandbox.mounts if mount not in whole_etc), place.binds)
+    ops += mount_ops((mount for mount in sandbox.mounts if mount not in whole_etc), place.binds, place.user_block)
     if place.user_block:
         # The rest belongs to namespaces that the container's own user namespace owns.
         ops += [op(Code.ENTER), op(Code.CLONE, NAMESPACES | NEWNS)]
@@ -254,8 +257,12 @@ def process_ops(process: ProcessSpec, security: Security) -> list[Op]:
     return ops
 
 
-def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]]) -> list[Op]:
-    """The caller's mounts, parents before children."""
+def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]], owner: int = 0) -> list[Op]:
+    """The caller's mounts, parents before children. owner: first host uid of the container's user namespace, 0 = it has none.
+
+    What is ours to give belongs to the container's root there: volumes by mapping, so that they keep their owners for every other
+    container, and tmpfs. A directory of the host stays the host's.
+    """
     ops: list[Op] = []
     for mount in sorted(mounts, key=lambda item: item.target.count("/")):
         if not mount.target.startswith("/") or mount.target == "/":
@@ -264,39 +271,50 @@ def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]]) 
         if mount.target in special:
             ops += special[mount.target]
         elif mount.kind == "tmpfs":
-            flags, data = _tmpfs_options(mount)
+            flags, data = _tmpfs_options(mount, owner)
             ops += [op(Code.MKDIR, target, 0o755), op(Code.MOUNT, "tmpfs", target, "tmpfs", flags, data)]
         else:
             ops.append(op(Code.MKDIR, target, 0o755) if mount.is_dir else op(Code.TOUCH, target, 0o644))
             # Private, as Docker's: what the host mounts there later stays out of the container.
             ops.append(op(Code.BIND, mount.source, target, MS_BIND | MS_REC | MS_PRIVATE | (MS_RDONLY if mount.read_only else 0)))
+            ops += _mapping_ops((mount,), owner)
     return ops
+
+
+def _mapping_ops(mounts: Iterable[BoundMount], owner: int) -> list[Op]:
+    return [op(Code.IDMAP, f"%{mount.target}") for mount in mounts if owner and mount.kind == "volume"]
 
 
 _TMPFS_FLAGS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC, "nosuid": MS_NOSUID, "nodev": MS_NODEV}
 _TMPFS_CLEARED = {"rw": MS_RDONLY, "exec": MS_NOEXEC, "suid": MS_NOSUID, "dev": MS_NODEV}
 
 
-def _tmpfs_options(mount: BoundMount) -> tuple[int, str]:
+def _tmpfs_options(mount: BoundMount, owner: int) -> tuple[int, str]:
     flags, data = SAFE, []
+    ids = {"uid": owner, "gid": owner} if owner else {}
     for option in mount.options:
+        name, _, value = option.partition("=")
         if option in _TMPFS_FLAGS:
             flags |= _TMPFS_FLAGS[option]
         elif option in _TMPFS_CLEARED:
             flags &= ~_TMPFS_CLEARED[option]
-        elif option.partition("=")[0] in ("size", "mode", "uid", "gid", "nr_inodes"):
+        elif name in ("uid", "gid") and value.isdecimal():
+            ids[name] = owner + int(value)
+        elif name in ("size", "mode", "nr_inodes"):
             data.append(option)
         else:
             raise InvalidArgument(f"invalid tmpfs option {option!r} for {mount.target}")
+    data += (f"{name}={number}" for name, number in ids.items())
     return flags | (MS_RDONLY if mount.read_only else 0), ",".join(data)
 
 
-def _dev(shm_size: int, devices: Iterable[Device], *, devtmpfs: bool) -> list[Op]:
+def _dev(shm_size: int, devices: Iterable[Device], *, devtmpfs: bool, owner: int) -> list[Op]:
+    belongs = f",uid={owner},gid={owner}" if owner else ""
     ops = [op(Code.MKDIR, "%/dev", 0o755)]
     if devtmpfs:
         ops.append(op(Code.MOUNT, "devtmpfs", "%/dev", "devtmpfs", MS_NOSUID, ""))
     else:
-        ops.append(op(Code.MOUNT, "tmpfs", "%/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k"))
+        ops.append(op(Code.MOUNT, "tmpfs", "%/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, f"mode=755,size=65536k{belongs}"))
         ops += (op(Code.MKNOD, f"%/dev/{name}", S_IFCHR | 0o666, makedev(major, minor)) for name, major, minor in DEVICES)
         ops += (op(Code.SYMLINK, content, f"%/dev/{name}") for content, name in LINKS)
     for device in devices:
@@ -305,7 +323,7 @@ def _dev(shm_size: int, devices: Iterable[Device], *, devtmpfs: bool) -> list[Op
         kind = S_IFBLK if device.kind == "b" else S_IFCHR
         ops.append(op(Code.MKNOD, f"%/dev/{device.name}", kind | device.mode, makedev(device.major, device.minor)))
     ops += (op(Code.MKDIR, f"%/dev/{name}", 0o755) for name in ("pts", "shm", "mqueue"))
-    ops.append(op(Code.MOUNT, "shm", "%/dev/shm", "tmpfs", SAFE, f"mode=1777,size={shm_size}"))
+    ops.append(op(Code.MOUNT, "shm", "%/dev/shm", "tmpfs", SAFE, f"mode=1777,size={shm_size}{belongs}"))
     return ops
 
 
@@ -332,14 +350,13 @@ def _etc_entries(etc: Etc) -> list[tuple[str, bytes]]:
 def _etc_files(place: Place, etc: Etc) -> list[Op]:
     entries = _etc_entries(etc)
     ops = [op(Code.MKDIR, place.scratch, 0o755)] if entries else []
-    return ops + [op(Code.WRITE, f"{place.scratch}/{name}", content, WRITE_CREATE) for name, content in entries]
+    ops += (op(Code.WRITE, f"{place.scratch}/{name}", content, WRITE_CREATE) for name, content in entries)
+    owner = place.user_block
+    return ops + [op(Code.CHOWN, f"{place.scratch}/{name}", owner, owner) for name, _ in entries if owner]
 
 
 def _etc_binds(place: Place, etc: Etc, flags: int) -> list[Op]:
-    ops: list[Op] = []
-    for name, _ in _etc_entries(etc):
-        ops += [op(Code.TOUCH, f"%/etc/{name}", 0o644), op(Code.BIND, f"{place.scratch}/{name}", f"%/etc/{name}", flags)]
-    return ops
+    return [op(Code.BIND, f"{place.scratch}/{name}", f"%/etc/{name}", flags) for name, _ in _etc_entries(etc)]
 
 
 def guest_cgroup_ops(path: str, memory: int, pids: int) -> tuple[Op, ...]:
