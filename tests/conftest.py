@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,27 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text()
 
     return check
+
+
+@contextmanager
+def _no_descriptor_left() -> Iterator[None]:
+    # Garbage of other tests may be collected, and their last threads end, at any time: what disappears says nothing.
+    gc.collect()
+    before = {name: _target(name) for name in os.listdir("/proc/self/fd")}
+    yield
+    gc.collect()
+    after = {name: _target(name) for name in os.listdir("/proc/self/fd")}
+    assert {name: what for name, what in after.items() if what and before.get(name) != what} == {}
+
+
+def _target(name: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except OSError:
+        return ""  # the listing's own
+
+
+@pytest.fixture
+def no_descriptor_left() -> Callable[[], AbstractContextManager[None]]:
+    """`with no_descriptor_left():` fails when a file descriptor that was opened inside is open at the end."""
+    return _no_descriptor_left

@@ -1,7 +1,7 @@
 """The documentation is true: every command in a ``console`` block is run as a reader would, and prints what the page shows.
 
 What differs from run to run and from host to host is brought to one form on both sides: identifiers, digests, times, sizes, versions,
-column widths. A line ``...`` in a page stands for any number of lines.
+column widths, mount options of newer kernels. A line ``...`` in a page stands for any number of lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ SAME = (
     (r"(Less than a|About an?|\d+) (second|minute|hour|day|week|month|year)s?", "<time>"),
     (r"\b\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+\d{4}", "<time>"),
     (r"\b\d\d:\d\d(:\d\d)?\b", "<time>"),
-    (r"\b\d+(\.\d+)?([kMG]i?)?B\b", "<size>"),
+    (r"\b\d+(\.\d+)? ?([kKMG]i?)?B\b|\b\d+(\.\d+)?[KMGT]\b", "<size>"),
+    (r"\b\d+ (vd[a-z]\d?)$", r"<size> \1"),
+    (r",uuid=on\b", ""),
     (r"\b\d+\.\d+%", "<percent>"),
     (r"127\.0\.0\.1:\d{5}", "<registry>"),
     (r"\b10\.\d+\.\d+\.\d+|\b172\.\d+\.\d+\.\d+", "<address>"),

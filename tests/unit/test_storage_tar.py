@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,10 @@ class Tree:
 
 
 @pytest.fixture(params=["directory", "image"])
-def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tree]:
+def tree(tmp_path: Path, request: pytest.FixtureRequest, no_descriptor_left: Callable[[], AbstractContextManager[None]]) -> Iterator[Tree]:
     (tmp_path / "outside").mkdir()
-    before = sorted(os.listdir("/proc/self/fd"))
-    yield Tree(tmp_path / "tree", request.param)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        yield Tree(tmp_path / "tree", request.param)
     assert list((tmp_path / "outside").iterdir()) == []
     assert {entry.name for entry in tmp_path.iterdir()} <= {"outside", "tree", "image"}
 
