@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from nacre.model.image import ImageConfig
+from nacre.model.life import HealthConfig, LogConfig, RestartPolicy
 from nacre.model.network import Endpoint, PortMapping
 from nacre.model.value import Value
 
@@ -22,6 +23,7 @@ class State(enum.StrEnum):
     CREATED = "created"
     RUNNING = "running"
     PAUSED = "paused"
+    RESTARTING = "restarting"
     EXITED = "exited"
     DEAD = "dead"
 
@@ -29,8 +31,9 @@ class State(enum.StrEnum):
 # What may follow what; `engine` refuses every other step with Conflict.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.CREATED: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
-    State.RUNNING: frozenset({State.PAUSED, State.EXITED, State.DEAD}),
-    State.PAUSED: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
+    State.RUNNING: frozenset({State.PAUSED, State.RESTARTING, State.EXITED, State.DEAD}),
+    State.PAUSED: frozenset({State.RUNNING, State.RESTARTING, State.EXITED, State.DEAD}),
+    State.RESTARTING: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
     State.EXITED: frozenset({State.RUNNING, State.DEAD}),
     State.DEAD: frozenset(),
 }
@@ -107,6 +110,9 @@ class ContainerSpec(Value):
     extra_hosts: tuple[str, ...] = ()
     stop_signal: str = ""
     stop_timeout: int = 10
+    restart: RestartPolicy = RestartPolicy()
+    health: HealthConfig | None = None
+    log: LogConfig = LogConfig()
     oom_score_adj: int = 0
 
 
@@ -167,6 +173,8 @@ class Container(Value):
 
     id: 64 hex digits. created, started, finished: RFC 3339 with nanoseconds, "" = never. pid: of the main process as the host
     (level process) or the guest (level vm) sees it, 0 when not running. exit_code: of the last run. error: why it did not start.
+    restarts: by its policy since somebody started it. restart_at: when the next one is due (seconds since the epoch), 0 = none is;
+    backoff: how long the last one waited (ms). stopped: somebody ended it on purpose.
     """
 
     id: str
@@ -184,6 +192,9 @@ class Container(Value):
     oom_killed: bool = False
     error: str = ""
     restarts: int = 0
+    restart_at: float = 0.0
+    backoff: int = 0
+    stopped: bool = False
     pid: int = 0
     main: int = 0
     endpoint: Endpoint | None = None
