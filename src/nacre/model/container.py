@@ -49,7 +49,12 @@ class Resources(Value):
 
 
 class MountSpec(Value):
-    """One requested mount. kind: bind (source is an absolute host path), volume (source is a volume's name, "" = anonymous) or tmpfs."""
+    """One requested mount.
+
+    kind: bind (source is an absolute host path), volume (source is a volume's name, "" = anonymous), tmpfs, or image (source names it).
+    options: create (make a missing source), nocopy, subpath=PATH, a propagation (rprivate, rslave, rshared ...), recursive=disabled,
+    recursive=writable, recursive=readonly (of a bind), and for a tmpfs those of mount(8).
+    """
 
     kind: str
     target: str
@@ -72,6 +77,9 @@ class ContainerSpec(Value):
     command: arguments after the image; entrypoint None = the image's, () = none.
     network: bridge, host, none or the name of a network. userns: "" (host) or "private".
     isolation: level; kernel: path or name of a guest kernel, "" = the default (level vm only).
+    pid, ipc, uts, cgroupns: "" (an own namespace), host, or container:ID whose namespace is shared; ipc also private, shareable and none.
+    rootfs: directory that is the root file system instead of an image's, "" = none; rootfs_overlay: leave it unchanged, write above it.
+    gpus: CDI names (vendor/class=device); devices: HOST[:CONTAINER[:rwm]] or CDI names.
     """
 
     image: str
@@ -114,6 +122,18 @@ class ContainerSpec(Value):
     health: HealthConfig | None = None
     log: LogConfig = LogConfig()
     oom_score_adj: int = 0
+    pid: str = ""
+    ipc: str = ""
+    uts: str = ""
+    cgroupns: str = ""
+    domainname: str = ""
+    init: bool = False
+    device_rules: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    annotations: dict[str, str] = {}
+    volumes_from: tuple[str, ...] = ()
+    rootfs: str = ""
+    rootfs_overlay: bool = False
 
 
 class ProcessSpec(Value):
@@ -158,7 +178,7 @@ class Rootfs(Value):
 
 
 class BoundMount(Value):
-    """A mount resolved to this host. source: absolute host path ("" for tmpfs); is_dir of the source."""
+    """A mount resolved to this host. source: absolute host path ("" for tmpfs); is_dir of the source. options: see `MountSpec`."""
 
     target: str
     kind: str = "bind"
@@ -206,6 +226,7 @@ class Sandbox(Value):
     """What an isolation driver needs to bring one sandbox to life. Directories are absolute host paths.
 
     directory: run-time directory (lock, socket, console log); state: the container's durable directory (log, exit record).
+    joins: path of the namespace by its kind (pid, ipc, uts, cgroup, user) where one of another container is shared.
     """
 
     id: str
@@ -218,6 +239,7 @@ class Sandbox(Value):
     spec: ContainerSpec
     mounts: tuple[BoundMount, ...] = ()
     owner: int = 0
+    joins: dict[str, str] = {}
 
 
 class Stats(Value):
