@@ -36,6 +36,10 @@ class Context:
             from nacre.engine import Engine
 
             root, run_root, storage_driver = self._where
+            if os.geteuid():  # an ordinary user's engine works in the user's own namespaces
+                from nacre.engine import enter
+
+                root, run_root = enter(root, run_root)
             self._engine = Engine(root, run_root, storage_driver=storage_driver)
         return self._engine
 

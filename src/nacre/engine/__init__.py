@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nacre.engine.networks import Networks
     from nacre.engine.volumes import Volumes
     from nacre.isolation.logs import LogRecord
+    from nacre.isolation.rootless import enter
     from nacre.isolation.stream import Stream
     from nacre.model.container import ContainerSpec
 
@@ -37,8 +38,9 @@ _HOMES = {
     "Networks": "engine.networks",
     "Stream": "isolation.stream",
     "Volumes": "engine.volumes",
+    "enter": "isolation.rootless",
 }
-__all__ = ["Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes"]
+__all__ = ["Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes", "enter", "version"]
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +48,19 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(__import__(f"nacre.{_HOMES[name]}", fromlist=(name,)), name)
     raise AttributeError(f"module 'nacre.engine' has no attribute {name!r}")
+
+
+def version() -> dict[str, Any]:
+    """Versions of Nacre and what it stands on: known without an engine."""
+    import platform
+
+    return {
+        "Version": VERSION,
+        "PythonVersion": platform.python_version(),
+        "Os": "linux",
+        "Arch": platform.machine(),
+        "KernelVersion": os.uname().release,
+    }
 
 
 class Engine:
@@ -110,15 +125,7 @@ class Engine:
 
     def version(self) -> dict[str, Any]:
         """Versions of Nacre and what it stands on."""
-        import platform
-
-        return {
-            "Version": VERSION,
-            "PythonVersion": platform.python_version(),
-            "Os": "linux",
-            "Arch": platform.machine(),
-            "KernelVersion": os.uname().release,
-        }
+        return version()
 
     def info(self) -> dict[str, Any]:
         """What this engine uses and holds."""

@@ -61,13 +61,14 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 
 class Device(Value):
-    """A device node to make: name below /dev, kind c or b, numbers, permission bits."""
+    """A device node to make: name below /dev, kind c or b, numbers, permission bits; source: path of the host's node, "" = of that name."""
 
     name: str
     major: int
     minor: int
     kind: str = "c"
     mode: int = 0o666
+    source: str = ""
 
 
 class Etc(Value):
@@ -99,6 +100,8 @@ class Place(Value):
     binds:    for a target, the operations that mount it when it is not a plain host path (9p in a guest).
     oom:      file with an oom_kill counter; user_block: first host uid of the 65536 of a user namespace, 0 = none.
     devtmpfs: privileged containers see the kernel's own /dev (only where that kernel is theirs alone).
+    nodes:    device nodes can be made; where not (user namespaces), the host's are bound.
+    sysfs:    a sysfs can be mounted; where not (somebody else's network namespace), the host's is bound.
     """
 
     stage: str
@@ -113,6 +116,8 @@ class Place(Value):
     oom: str = ""
     user_block: int = 0
     devtmpfs: bool = False
+    nodes: bool = True
+    sysfs: bool = True
 
 
 def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, security: Security, devices: Iterable[Device], etc: Etc) -> Spawn:
@@ -136,12 +141,12 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops += [op(Code.MOUNT, "tmpfs", place.stage, "tmpfs", SAFE & ~MS_NOEXEC & ~MS_NODEV, "mode=0711,size=1m"), op(Code.CHDIR, place.stage)]
     ops += place.rootfs
     ops.append(op(Code.ROOT, f"{place.stage}/root"))
-    ops += _dev(spec.shm_size, devices, devtmpfs=place.devtmpfs and spec.privileged, owner=place.user_block)
+    ops += _dev(spec.shm_size, devices, devtmpfs=place.devtmpfs and spec.privileged, owner=place.user_block, nodes=place.nodes)
     # Into the cgroups only now: their device rules would forbid the loop devices that some hosts need for layers.
     ops += place.cgroup_setup
     ops += (op(Code.WRITE, path, b"0", 0) for path in place.join)
     # sysfs shows the network namespace it is mounted from, which is this process's by now.
-    ops += [op(Code.MKDIR, "%/sys", 0o755), op(Code.MOUNT, "sysfs", "%/sys", "sysfs", SAFE | (0 if spec.privileged else MS_RDONLY), "")]
+    ops += _sys(place.sysfs, SAFE | (0 if spec.privileged else MS_RDONLY))
     ops.append(op(Code.UNSHARE, NEWCGROUP))
     ops += _cgroup_mounts(place.cgroup, read_only=not spec.privileged)
     # Everything whose source is a path of the host is mounted by the host's root, who may walk there.
@@ -308,23 +313,38 @@ def _tmpfs_options(mount: BoundMount, owner: int) -> tuple[int, str]:
     return flags | (MS_RDONLY if mount.read_only else 0), ",".join(data)
 
 
-def _dev(shm_size: int, devices: Iterable[Device], *, devtmpfs: bool, owner: int) -> list[Op]:
+def _dev(shm_size: int, devices: Iterable[Device], *, devtmpfs: bool, owner: int, nodes: bool = True) -> list[Op]:
     belongs = f",uid={owner},gid={owner}" if owner else ""
     ops = [op(Code.MKDIR, "%/dev", 0o755)]
     if devtmpfs:
         ops.append(op(Code.MOUNT, "devtmpfs", "%/dev", "devtmpfs", MS_NOSUID, ""))
     else:
         ops.append(op(Code.MOUNT, "tmpfs", "%/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, f"mode=755,size=65536k{belongs}"))
-        ops += (op(Code.MKNOD, f"%/dev/{name}", S_IFCHR | 0o666, makedev(major, minor)) for name, major, minor in DEVICES)
+        for name, major, minor in DEVICES:
+            ops += _node(Device(name=name, major=major, minor=minor), nodes)
         ops += (op(Code.SYMLINK, content, f"%/dev/{name}") for content, name in LINKS)
     for device in devices:
         if "/" in device.name:
             ops.append(op(Code.MKDIR, f"%/dev/{device.name.rpartition('/')[0]}", 0o755))
-        kind = S_IFBLK if device.kind == "b" else S_IFCHR
-        ops.append(op(Code.MKNOD, f"%/dev/{device.name}", kind | device.mode, makedev(device.major, device.minor)))
+        ops += _node(device, nodes)
     ops += (op(Code.MKDIR, f"%/dev/{name}", 0o755) for name in ("pts", "shm", "mqueue"))
     ops.append(op(Code.MOUNT, "shm", "%/dev/shm", "tmpfs", SAFE, f"mode=1777,size={shm_size}{belongs}"))
     return ops
+
+
+def _node(device: Device, made: bool) -> list[Op]:
+    """A device node, or the host's node of that name bound in its place."""
+    target = f"%/dev/{device.name}"
+    if not made:
+        return [op(Code.TOUCH, target, 0o666), op(Code.BIND, device.source or f"/dev/{device.name}", target, MS_BIND)]
+    return [op(Code.MKNOD, target, (S_IFBLK if device.kind == "b" else S_IFCHR) | device.mode, makedev(device.major, device.minor))]
+
+
+def _sys(mounted: bool, flags: int) -> list[Op]:
+    ops = [op(Code.MKDIR, "%/sys", 0o755)]
+    if mounted:
+        return [*ops, op(Code.MOUNT, "sysfs", "%/sys", "sysfs", flags, "")]
+    return [*ops, op(Code.BIND, "/sys", "%/sys", MS_BIND | MS_REC | flags)]
 
 
 def _cgroup_mounts(mounts: tuple[tuple[str, str, str, str], ...], *, read_only: bool) -> list[Op]:

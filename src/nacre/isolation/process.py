@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nacre.errors import HostError, SandboxError
+from nacre.errors import HostError, SandboxError, Unsupported
 from nacre.isolation import Driver, Pausable
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
 from nacre.linux import cgroups, devices
-from nacre.model.container import ContainerSpec, LayerMount, Rootfs, Sandbox, Stats
+from nacre.model.container import ContainerSpec, LayerMount, Resources, Rootfs, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
 
 GREETING = 10.0
@@ -68,7 +68,7 @@ class Process(Driver, Pausable):
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
-        cgroups.create(sandbox.id, sandbox.spec.resources, rules=device_rules(sandbox.spec))
+        make_group(sandbox.id, sandbox.spec.resources, device_rules(sandbox.spec))
         launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         channel.hello(timeout=GREETING)
@@ -76,9 +76,10 @@ class Process(Driver, Pausable):
 
     def place(self, sandbox: Sandbox) -> Place:
         """How the container plan looks at this level."""
-        group = cgroups.find(sandbox.id)
+        where, root = manageable(), is_host_root()
+        group = cgroups.find(sandbox.id, where=where)
         if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
-            group = cgroups.planned(sandbox.id, sandbox.spec.resources)
+            group = cgroups.planned(sandbox.id, sandbox.spec.resources, where=where)
         block = sandbox.owner if sandbox.spec.userns == "private" else 0
         return Place(
             stage=f"{sandbox.directory}/stage",
@@ -89,23 +90,25 @@ class Process(Driver, Pausable):
             netns=sandbox.endpoint.netns,
             oom=group.oom_file(),
             user_block=block,
+            nodes=root,
+            sysfs=root or bool(sandbox.endpoint.netns),
         )
 
     def stats(self, sandbox: Sandbox) -> Stats:
         """One sample from the cgroups."""
-        return cgroups.find(sandbox.id).stats().replace(time=time.time())
+        return find_group(sandbox.id).stats().replace(time=time.time())
 
     def pause(self, sandbox: Sandbox) -> None:
         """Freeze every process of the sandbox."""
-        cgroups.find(sandbox.id).freeze()
+        find_group(sandbox.id).freeze()
 
     def resume(self, sandbox: Sandbox) -> None:
         """Thaw them."""
-        cgroups.find(sandbox.id).thaw()
+        find_group(sandbox.id).thaw()
 
     def paused(self, sandbox: Sandbox) -> bool:
         """Whether the sandbox is frozen."""
-        return cgroups.find(sandbox.id).frozen()
+        return find_group(sandbox.id).frozen()
 
     def describe(self, sandbox: Sandbox) -> dict[str, object]:
         """What `inspect` tells about the isolation."""
@@ -113,9 +116,45 @@ class Process(Driver, Pausable):
 
     def clean(self, identifier: str) -> None:
         """Kill what is left and remove the cgroups. Idempotent."""
-        group = cgroups.find(identifier)
+        group = find_group(identifier)
         group.kill()
         group.remove()
+
+
+def is_host_root() -> bool:
+    """Whether root here is the host's root: who may make device nodes and any control group."""
+    from nacre.linux import userns
+
+    return userns.is_initial()
+
+
+def manageable() -> cgroups.Layout:
+    """The control groups that this engine may make groups in: all of the host's, or what was delegated to an ordinary user."""
+    if is_host_root():
+        return cgroups.layout()
+    from nacre.linux.delegation import delegated
+
+    return delegated(cgroups.layout())
+
+
+def find_group(name: str) -> cgroups.Cgroup:
+    """The control group of a sandbox, as far as there is one."""
+    return cgroups.find(name, where=manageable())
+
+
+def make_group(name: str, limits: Resources, rules: Sequence[devices.DeviceRule] | None) -> cgroups.Cgroup:
+    """The control group of a sandbox with its limits set. Where nothing was delegated there is none, and limits are refused (Unsupported).
+
+    rules: as for `cgroups.create`; in a user namespace there is nothing to forbid, since nobody can make a device node there.
+    """
+    where = manageable()
+    if is_host_root() or where.kind != "none":
+        return cgroups.create(name, limits, rules=rules if is_host_root() else None, where=where)
+    if limits != Resources():
+        from nacre.linux.delegation import way_out
+
+        raise Unsupported("limits cannot be set: no control group is delegated to this user", hint=way_out(cgroups.layout()))
+    return cgroups.find(name, where=where)
 
 
 def device_rules(spec: ContainerSpec) -> tuple[devices.DeviceRule, ...] | None:

@@ -8,7 +8,7 @@ import os
 from nacre.cli.context import Context, is_terminal, window
 from nacre.cli.flags import Arguments, Command, Flag, UsageError
 from nacre.cli.spec import SPEC_FLAGS, UNSUPPORTED, attached_streams, container_spec
-from nacre.errors import Conflict, Denied, InvalidArgument, NacreError, NotFound
+from nacre.errors import Conflict, InvalidArgument, NacreError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,12 +45,6 @@ def run(ctx: Context, args: Arguments) -> int:
 
 def make(ctx: Context, args: Arguments, spec: ContainerSpec, *, pending: bool = False) -> Container:
     """Creates the container, pulling the image first when the policy says so. pending: garbage should we die before it is started."""
-    if os.geteuid() != 0:
-        raise Denied(
-            f"containers are started by root, not by user id {os.geteuid()}",
-            hint="sudo nacre ...; without root (rootless) it would need subordinate ids, newuidmap and newgidmap, and is not supported yet:"
-            " nacre doctor",
-        )
     container = None
     if args.pull != "always" and not args.platform:
         with contextlib.suppress(NotFound):  # the usual case, in which the image is there: nothing of pulling is loaded
