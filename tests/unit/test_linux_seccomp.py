@@ -197,6 +197,17 @@ def test_a_profile_that_allows_by_default(tmp_path: Path) -> None:
         "{}",
         '{"defaultAction": "ALLOW"}',
         '{"defaultAction": "SCMP_ACT_NOTIFY"}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["kill"], "action": "SCMP_ACT_NOTIFY"}]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_ERRNO"}]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "name": "b", "action": "SCMP_ACT_ERRNO"}]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": ["kill"]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_65"]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"], "archMap": [{"architecture": "SCMP_ARCH_X86_64"}]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ERRNO", '
+        '"args": [{"index": 0, "value": -1, "op": "SCMP_CMP_EQ"}]}]}',
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ERRNO", '
+        '"args": [{"index": 0, "value": 1, "op": "SCMP_CMP_ALMOST"}]}]}',
+        "[" * 100000,
         '{"defaultAction": 7}',
         '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"]}]}',
         '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": ["read"]}',
@@ -264,3 +275,50 @@ def test_without_the_library_the_error_names_the_package(monkeypatch: pytest.Mon
     with pytest.raises(HostError, match="libseccomp is not installed") as caught:
         seccomp.program("default", DEFAULT)
     assert "libseccomp2" in caught.value.hint
+
+
+@needs_library
+def test_operators_and_actions_of_a_profile_given_as_text() -> None:
+    def rule(name: str, action: str, *condition: Any) -> dict[str, Any]:
+        made: dict[str, Any] = {"names": [name], "action": f"SCMP_ACT_{action}"}
+        return made | ({"args": [{"index": 0, "op": f"SCMP_CMP_{condition[0]}", "value": condition[1]}]} if condition else {})
+
+    text = json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 13,
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_MIPS"],
+            "syscalls": [
+                rule("read", "ALLOW", "LT", 5),
+                rule("write", "ALLOW", "LE", 5),
+                rule("close", "ALLOW", "GE", 5),
+                rule("dup", "ALLOW", "GT", 5),
+                rule("alarm", "ALLOW", "NE", 5),
+                rule("kill", "LOG"),
+                rule("pause", "TRAP"),
+                rule("getpid", "KILL_THREAD"),
+                rule("umask", "TRACE") | {"errnoRet": 7},
+            ],
+        }
+    )
+    program = seccomp.program(text, DEFAULT)
+    for number, allowed in ((0, (4,)), (1, (4, 5)), (3, (5, 6)), (32, (6,)), (37, (4, 6))):
+        assert [value for value in (4, 5, 6) if judge(program, number, value) == ALLOW] == list(allowed)
+    assert [judge(program, number) for number in (62, 34, 39, 95)] == [0x7FFC0000, 0x00030000, 0, 0x7FF00007]
+    assert judge(program, 57) == 0x0005000D
+    assert judge(program, 39, arch=X86) == 0x0005000D  # another number there
+
+
+def test_flags() -> None:
+    assert seccomp.flags("default") == seccomp.flags("unconfined") == 0
+    text = '{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}'
+    assert seccomp.flags(text) == 6
+    with pytest.raises(InvalidArgument, match="FLAG_NEW_LISTENER is not supported"):
+        seccomp.flags('{"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}')
+
+
+def test_a_huge_profile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile"
+    path.write_bytes(b" " * (1 << 20) + b"{}")
+    with pytest.raises(InvalidArgument, match="larger than 1 MiB"):
+        seccomp.program(str(path), DEFAULT)

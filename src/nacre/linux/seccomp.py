@@ -21,7 +21,7 @@ from nacre.version import VERSION
 def program(profile: str, caps: int, *, cache: str = "", kernel: str = "") -> bytes:
     """The filter of a container as an array of struct sock_filter; b"" for "unconfined".
 
-    profile: "" or "default" or "builtin" (ours), "unconfined", or the path of a profile in Docker's JSON format.
+    profile: "" or "default" or "builtin" (ours), "unconfined", a profile in Docker's JSON format, or the path of one.
     caps: the container's capabilities as a mask. cache: directory for compiled filters, "" = none.
     kernel: release that the filter will run on ("6.1.0-...") for rules that ask for one, "" = this host's.
     Raises InvalidArgument for a bad profile, HostError when libseccomp is needed and missing.
@@ -34,10 +34,24 @@ def program(profile: str, caps: int, *, cache: str = "", kernel: str = "") -> by
         return _cached(cache, key) or _make_default(cache, key, caps, machine)
     import hashlib
 
-    text = _load(profile)
+    text = load(profile)
     release = kernel or os.uname().release
     key = hashlib.sha256(b"\0".join((text, machine.encode(), release.encode(), b"%x" % caps))).hexdigest()
-    return _cached(cache, key) or _make_from(text, cache, key, caps, machine, release, profile)
+    return _cached(cache, key) or _make_from(text, cache, key, caps, machine, release, "" if is_text(profile) else profile)
+
+
+def flags(profile: str) -> int:
+    """The flags that a profile wants its filter to be set with (seccomp(2)). Raises InvalidArgument."""
+    if profile in ("", "default", "builtin", "unconfined"):
+        return 0
+    from nacre.linux import seccomp_profile
+
+    return seccomp_profile.parse_flags(load(profile))
+
+
+def is_text(profile: str) -> bool:
+    """Whether a profile is given as its content rather than by its path."""
+    return profile.lstrip()[:1] == "{"
 
 
 def _edition() -> str:
@@ -49,10 +63,20 @@ def _edition() -> str:
     return f"{source.st_mtime_ns:x}-{source.st_size:x}"
 
 
-def _load(path: str) -> bytes:
+_LARGEST = 1 << 20  # bytes of a profile; Docker's own has 14 thousand
+
+
+def load(profile: str) -> bytes:
+    """The content of a profile that is given as such or by its path. Raises InvalidArgument."""
+    if is_text(profile):
+        return profile.encode()
+    path = profile
     try:
         with open(path, "rb") as file:
-            return file.read()
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise InvalidArgument(f"seccomp profile {path} is larger than {_LARGEST >> 20} MiB")
+        return text
     except OSError as error:
         raise InvalidArgument(
             f"opening seccomp profile ({path}) failed: {os.strerror(error.errno or 0)}",

@@ -5,8 +5,10 @@ Loaded only to make a filter that is not in the cache yet: see `nacre.linux.secc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacre.errors import HostError, InvalidArgument
@@ -32,6 +34,13 @@ _ARCHITECTURES = {
     "X86_64": 0xC000003E, "X86": 0x40000003, "X32": 0x4000003E, "AARCH64": 0xC00000B7, "ARM": 0x40000028, "RISCV64": 0xC00000F3,
     "PPC64LE": 0xC0000015, "S390X": 0x80000016, "S390": 0x00000016,
 }  # fmt: skip
+# Those of processors that Nacre does not run on: no program of theirs can be started, so that a filter need not know them.
+_FOREIGN = frozenset((
+    "MIPS", "MIPS64", "MIPS64N32", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PPC", "PPC64", "PARISC", "PARISC64", "LOONGARCH64", "M68K", "SH",
+    "SHEB",
+))  # fmt: skip
+_FLAGS = {"TSYNC": 1, "LOG": 2, "SPEC_ALLOW": 4}  # SECCOMP_FILTER_FLAG_* (linux/seccomp.h)
+_LONGEST = 4096  # BPF_MAXINSNS
 # uname machine -> the name in profiles, Docker's name, the architectures whose programs the kernel runs as well.
 _MACHINES = {
     "x86_64": ("X86_64", "amd64", ("X86", "X32")),
@@ -178,25 +187,53 @@ def parse(text: bytes, machine: str, caps: int, kernel: str, name: str = "profil
 
     Raises InvalidArgument.
     """
-    import json
-
-    try:
-        data = json.loads(text)
+    with _decoding(name):
+        data = _read(text)
         rules = tuple(_rule(item) for item in data.get("syscalls") or () if _applies(item, machine, caps, kernel))
         known = tuple(sorted({entry for item in data.get("syscalls") or () for entry in _names(item)}))
         return Profile(_action(data["defaultAction"], data.get("defaultErrnoRet")), rules, _others(data, machine), known)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+
+
+def parse_flags(text: bytes, name: str = "profile") -> int:
+    """The flags of seccomp(2) that a profile asks for. Raises InvalidArgument for one that does not exist, or cannot be had here."""
+    with _decoding(name):
+        words = [_word(word, "SECCOMP_FILTER_FLAG_") for word in _read(text).get("flags") or ()]
+        if unknown := [word for word in words if word not in _FLAGS]:
+            raise ValueError(f"flag SECCOMP_FILTER_FLAG_{unknown[0]} is not supported")
+        return sum(_FLAGS[word] for word in set(words))
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Whatever is wrong with a profile is the caller's mistake."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise InvalidArgument(f"decoding seccomp profile {name} failed: {reason}") from error
+        raise InvalidArgument(f"decoding seccomp profile {name} failed: {reason}".replace("  ", " ")) from error
+
+
+def _read(text: bytes) -> dict[str, Any]:
+    import json
+
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
 
 
 def _names(item: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(item.get("names") or ()) or ((item["name"],) if item.get("name") else ())
+    if item.get("name") and item.get("names"):
+        raise ValueError("use either 'name' or 'names' in a rule, never both")
+    names = tuple(item.get("names") or ()) or ((item["name"],) if item.get("name") else ())
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("a rule names no system call")
+    return names
 
 
 def _rule(item: dict[str, Any]) -> Rule:
     conditions = tuple(
-        Condition(int(arg["index"]), _OPERATORS[_word(arg["op"], "SCMP_CMP_")], int(arg["value"]), int(arg.get("valueTwo") or 0))
+        Condition(int(arg["index"]), _operator(arg["op"]), _argument(arg["value"]), _argument(arg.get("valueTwo") or 0))
         for arg in item.get("args") or ()
     )
     if any(not 0 <= condition.argument <= 5 for condition in conditions):
@@ -204,8 +241,23 @@ def _rule(item: dict[str, Any]) -> Rule:
     return Rule(_names(item), _action(item["action"], item.get("errnoRet")), conditions)
 
 
+def _operator(word: str) -> int:
+    value = _OPERATORS.get(_word(word, "SCMP_CMP_"))
+    if value is None:
+        raise ValueError(f"operator {word} does not exist")
+    return value
+
+
+def _argument(value: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no value of an argument: a whole number below 2^64")
+    return value
+
+
 def _action(word: str, code: int | None) -> int:
     value = _ACTIONS.get(_word(word, "SCMP_ACT_"))
+    if value is None and word == "SCMP_ACT_NOTIFY":
+        raise ValueError("action SCMP_ACT_NOTIFY needs a program that answers, which the engine's containers have none of")
     if value is None:
         raise ValueError(f"action {word} is not supported")
     return value | ((_EPERM if code is None else int(code) & 0xFFFF) if value in (_ERRNO, _TRACE) else 0)
@@ -242,10 +294,15 @@ def _release(text: str) -> tuple[int, int]:
 def _others(data: dict[str, Any], machine: str) -> tuple[str, ...]:
     native = _MACHINES.get(machine, ("", "", ()))[0]
     chosen = list(data.get("architectures") or ())
+    if chosen and data.get("archMap"):
+        raise ValueError("use either 'architectures' or 'archMap', never both")
     for entry in data.get("archMap") or ():
         if _word(entry["architecture"], "SCMP_ARCH_") == native:
             chosen += entry.get("subArchitectures") or ()
-    return tuple(word for word in (_word(name, "SCMP_ARCH_") for name in chosen) if word != native and word in _ARCHITECTURES)
+    words = [_word(name, "SCMP_ARCH_") for name in chosen]
+    if unknown := [word for word in words if word not in _ARCHITECTURES and word not in _FOREIGN]:
+        raise ValueError(f"architecture SCMP_ARCH_{unknown[0]} does not exist")
+    return tuple(dict.fromkeys(word for word in words if word != native and word in _ARCHITECTURES))
 
 
 # Compilation
@@ -267,7 +324,10 @@ def compile_profile(profile: Profile, machine: str) -> bytes:
         body = _export(library, context)
     finally:
         library.seccomp_release(context)
-    return _prologue(library, profile, machine) + body
+    code = _prologue(library, profile, machine) + body
+    if len(code) // 8 > _LONGEST:
+        raise InvalidArgument(f"seccomp: the profile makes {len(code) // 8} instructions; the kernel takes {_LONGEST}")
+    return code
 
 
 def _add(library: ctypes.CDLL, context: int, rule: Rule, default: int) -> None:
