@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test lint types c-test unit integration fuzz guest-kernel images registry bench install uninstall clean
+.PHONY: help deps build demo test lint types c-test unit integration conformance fuzz guest-kernel images registry bench install uninstall clean
 
 BIN := .venv/bin
 NEED := scripts/install-dependencies
@@ -46,6 +46,12 @@ integration: ## integration tests at every level this host has; needs root (PYTE
 	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/python scripts/test-images >/dev/null
 	@$(BIN)/pytest tests/integration $(PYTEST_ARGS)
+
+conformance: ## nacre-oci against the validation suite of runtime-tools (needs Go) and our own, beside runc; needs root
+	@$(NEED) run build python test
+	@$(MAKE) -s --no-print-directory -C stem
+	@$(BIN)/python scripts/test-images >/dev/null
+	@$(BIN)/pytest tests/conformance tests/integration/test_oci_engines.py $(PYTEST_ARGS)
 
 fuzz: ## fuzz the C program for FUZZ_SECONDS (60) with libFuzzer
 	@$(NEED) run build python fuzz
