@@ -357,6 +357,8 @@ int main(int argc, char **argv)
 		box.role = argv[1][0] == 'h' ? ROLE_HOST : ROLE_RELAY;
 		return start_daemon(argv[2], argc > 4 ? argv + 4 : NULL);
 	}
+	if (argc >= 5 && !strcmp(argv[1], "run"))
+		return run_main(argc - 2, argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "guest-test")) { /* a guest without a machine, for tests */
 		int channel = atoi(argv[2]);
 		fcntl(channel, F_SETFL, O_RDWR | O_NONBLOCK);

@@ -39,14 +39,14 @@ static int sys_mount(const char *source, const char *target, const char *type, u
 	return result(syscall(SYS_mount, source, target, *type ? type : NULL, (unsigned long)flags, *data ? data : NULL));
 }
 
-static bool same_file(int a, int b)
+bool same_file(int a, int b)
 {
 	struct stat x, y;
 	return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 /* Opens the target of a mount. An image whose /proc is a link to / must not get proc mounted over its root directory. */
-static int open_target(const struct child *c, const char *target)
+int open_target(const struct child *c, const char *target)
 {
 	int fd = path_open(c, target, O_PATH, 0);
 	if (fd >= 0 && in_root(target) && target[1 + strspn(target + 1, "/")] && same_file(fd, c->root)) {
@@ -146,13 +146,13 @@ static int set_attributes(int tree, uint64_t flags)
 	return result(syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | (flags & MS_REC ? AT_RECURSIVE : 0), &attr, sizeof attr));
 }
 
-static int clone_tree(int fd, bool recursive)
+int clone_tree(int fd, bool recursive)
 {
 	return result(syscall(SYS_open_tree, fd, "",
 			      OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0)));
 }
 
-static int move_tree(int tree, int target)
+int move_tree(int tree, int target)
 {
 	return result(syscall(SYS_move_mount, tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
 }

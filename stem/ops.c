@@ -7,6 +7,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/if_tun.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
@@ -20,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -97,6 +99,11 @@ static int op_write(struct child *c, struct op *op)
 	bool create = a[2].i & 1, optional = a[2].i & 2;
 	autoclose int fd = path_open(c, a[0].s, O_WRONLY | O_NOCTTY | (create ? O_CREAT | O_TRUNC : 0), create ? 0644 : 0);
 	int rc = fd < 0 ? fd : 0;
+	struct statfs fs;
+	if (!rc && a[2].i & 4 && (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_SUPER_MAGIC)) {
+		c->detail = "it is not a file of the kernel's process file system";
+		rc = -EXDEV;
+	}
 	for (size_t done = 0; !rc && done < a[1].n;) {
 		ssize_t n = write(fd, a[1].s + done, a[1].n - done);
 		if (n < 0 && errno != EINTR)
@@ -167,7 +174,7 @@ static int op_unshare(struct child *c, struct op *op)
 }
 
 /* Inside a user namespace just entered. */
-static int become_root(void)
+int become_root(void)
 {
 	if (setgroups(0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0)
 		return -errno;
@@ -312,11 +319,16 @@ static int op_nnp(struct child *c, struct op *op)
 
 static int op_seccomp(struct child *c, struct op *op)
 {
-	(void)c;
 	struct sock_fprog program = { (unsigned short)(op->args[0].n / sizeof(struct sock_filter)), (void *)op->args[0].s };
 	if (op->args[0].n % sizeof(struct sock_filter) || op->args[0].n / sizeof(struct sock_filter) > BPF_MAXINSNS)
 		return -EINVAL;
-	return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->args[1].i, &program));
+	int listener = op->args[1].i & SECCOMP_FILTER_FLAG_NEW_LISTENER ? dup(c->status) : -1;
+	if (listener >= 0) { /* the lowest free number is the one that the kernel will take next */
+		close(listener);
+		status_send(c, STATUS_LISTENER, &(struct failure){ .index = (uint32_t)listener }, -1);
+	}
+	int rc = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->args[1].i, &program));
+	return rc < 0 || listener < 0 ? rc : listener_handed_over(c, rc);
 }
 
 static int op_umask(struct child *c, struct op *op)
@@ -410,14 +422,17 @@ static int op_channel(struct child *c, struct op *op)
 
 /* ---- the last operation ---- */
 
-static int ready_to_exec(struct child *c)
+int ready_to_exec(struct child *c)
 {
 	if (!c->umask_set)
 		umask(022);
 	int rc = arm_death(c); /* again: a change of uid has cleared it */
+	c->ready = true;
 	close_fd(&c->root);
 	close_fd(&c->userns);
 	close_fd(&c->channel);
+	for (uint32_t k = 0; k < c->kept_count; k++)
+		close_fd(&c->kept[k]);
 	for (struct proc *p = procs; p; p = p->next)
 		p->pidfd = -1;
 	close_others(c);
@@ -441,6 +456,26 @@ static int exec_path(struct child *c, const char *path, char **argv, char **env)
 	if (error == ENOENT && access(path, F_OK) == 0)
 		c->detail = "its interpreter (dynamic loader, or the program after #!) does not exist";
 	return -error;
+}
+
+/* The file that a name without a slash means. As the present user would execute it. */
+int find_program(struct child *c, const char *name, const char *path, char **found)
+{
+	char file[4096];
+	struct stat st;
+	int rc = -ENOENT;
+	for (const char *end; path; path = *end ? end + 1 : NULL) {
+		end = path + strcspn(path, ":");
+		int n = snprintf(file, sizeof file, "%.*s%s%s", (int)(end - path), path, end > path ? "/" : "", name);
+		if (n >= (int)sizeof file || stat(file, &st) < 0)
+			continue;
+		if (S_ISREG(st.st_mode) && faccessat(AT_FDCWD, file, X_OK, AT_EACCESS) == 0)
+			return (*found = strdup(file)) ? 0 : -ENOMEM;
+		rc = -EACCES;
+	}
+	if (rc == -ENOENT)
+		c->detail = "executable file not found in $PATH";
+	return rc;
 }
 
 static int exec_search(struct child *c, char **argv, char **env)
@@ -476,11 +511,13 @@ static int op_exec(struct child *c, struct op *op)
 		env[used++] = op->args[1 + argc + i].s;
 	if (c->home && !lookup(env, "HOME") && asprintf(&env[used], "HOME=%s", c->home) < 0)
 		return -ENOMEM;
-	int rc = ready_to_exec(c);
+	int rc = c->ready ? 0 : ready_to_exec(c);
 	if (rc < 0)
 		return rc;
 	if (!*argv[0])
 		return -ENOENT;
+	if (c->program)
+		return exec_path(c, c->program, argv, env);
 	return strchr(argv[0], '/') ? exec_path(c, argv[0], argv, env) : exec_search(c, argv, env);
 }
 
@@ -502,7 +539,7 @@ static int (*const table[OP_END])(struct child *, struct op *) = {
 	[OP_SECCOMP] = op_seccomp, [OP_MASK] = op_mask, [OP_READONLY] = op_readonly, [OP_TTY] = op_tty, [OP_USERNS] = op_userns,
 	[OP_IDMAP] = op_idmap, [OP_ENTER] = op_enter, [OP_DEATH] = op_death, [OP_OPEN] = op_open, [OP_TAP] = op_tap,
 	[OP_LISTEN] = op_listen, [OP_CHANNEL] = op_channel, [OP_UMASK] = op_umask, [OP_SETUID] = op_setuid, [OP_CHOWN] = op_chown,
-	[OP_TIME] = op_time, [OP_EXEC] = op_exec, [OP_BUILTIN] = op_builtin,
+	[OP_TIME] = op_time, [OP_EXEC] = op_exec, [OP_BUILTIN] = op_builtin, [OP_IDENTITY] = op_identity,
 };
 
 static _Noreturn void plan_failed(struct child *c, const struct op *op, int error)
@@ -511,6 +548,8 @@ static _Noreturn void plan_failed(struct child *c, const struct op *op, int erro
 	struct failure f;
 	op_describe(op, what, sizeof what);
 	fail_with(&f, c->index, error, "%s: %s", what, c->detail ? c->detail : strerror(error));
+	if (c->status < 0) /* whoever started this is gone: its output is all that is left */
+		dprintf(2, "%s\n", f.text);
 	status_send(c, STATUS_ERROR, &f, -1);
 	_exit(127);
 }
@@ -521,7 +560,8 @@ _Noreturn void plan_run(struct child *c, struct reader ops, uint32_t count)
 		struct op op;
 		if (!op_next(&ops, &op))
 			_exit(127);
-		int rc = table[op.code](c, &op);
+		int (*run)(struct child *, struct op *) = table[op.code] ?: run_table[op.code];
+		int rc = run(c, &op);
 		if (rc < 0)
 			plan_failed(c, &op, -rc);
 	}

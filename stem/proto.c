@@ -112,6 +112,26 @@ static const struct op_kind kinds[OP_END] = {
 	[OP_TIME] = { "TIME", "i", "set clock" },
 	[OP_EXEC] = { "EXEC", "i*", "exec $1" },
 	[OP_BUILTIN] = { "BUILTIN", "i*", "builtin $1" },
+	[OP_SYNC] = { "SYNC", "i", "wait for the runtime at point $0" },
+	[OP_HOOK] = { "HOOK", "iii*", "run hook $3" },
+	[OP_START] = { "START", "i", "wait for start" },
+	[OP_NSFD] = { "NSFD", "ii", "join namespaces" },
+	[OP_TREE] = { "TREE", "isi", "open mount source $1" },
+	[OP_PICK] = { "PICK", "is", "open mount $1" },
+	[OP_ATTR] = { "ATTR", "iiiii", "set mount attributes $1" },
+	[OP_ATTACH] = { "ATTACH", "is", "mount on $1" },
+	[OP_COPYUP] = { "COPYUP", "is", "copy contents into $1" },
+	[OP_IDENTITY] = { "IDENTITY", "iibi", "become uid $0 and gid $1" },
+	[OP_CWD] = { "CWD", "s", "change working directory to $0" },
+	[OP_LOOKUP] = { "LOOKUP", "ss", "exec: $0" },
+	[OP_READY] = { "READY", "", "prepare for exec" },
+	[OP_MOVE] = { "MOVE", "", "move the root directory to /" },
+	[OP_DOMAIN] = { "DOMAIN", "s", "set domain name $0" },
+	[OP_PERSONALITY] = { "PERSONALITY", "i", "set personality $0" },
+	[OP_SCHED] = { "SCHED", "iiiiiii", "set scheduling policy $0" },
+	[OP_IOPRIO] = { "IOPRIO", "i", "set I/O priority $0" },
+	[OP_KEYRING] = { "KEYRING", "s", "join session keyring $0" },
+	[OP_DUMPABLE] = { "DUMPABLE", "i", "set dumpable to $0" },
 };
 
 const struct op_kind *op_kind(uint16_t code)
@@ -176,7 +196,7 @@ static bool op_check(struct reader *r, uint32_t index, struct failure *f, uint16
 		if (i == 0 && open_ended)
 			memcpy(&argc, s.data, 8);
 	}
-	if (open_ended && (argc == 0 || argc > (uint64_t)count - 1)) {
+	if (open_ended && (argc == 0 || argc > (uint64_t)count - fixed)) {
 		fail_with(f, index, EINVAL, "%s: the argument vector is empty or shorter than its count", kind->name);
 		return false;
 	}

@@ -59,7 +59,7 @@ void status_send(struct child *c, enum status_kind kind, const struct failure *f
 		control.head = (struct cmsghdr){ CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
 		memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
 	}
-	if (sendmsg(c->status, &m, MSG_NOSIGNAL) < 0 && errno == EPIPE)
+	if (c->status >= 0 && sendmsg(c->status, &m, MSG_NOSIGNAL) < 0 && errno == EPIPE)
 		_exit(127); /* stem is gone, so there is nobody to work for */
 }
 
@@ -251,7 +251,7 @@ static int by_value(const void *a, const void *b)
 /* Closes every descriptor above 2 except those placed by the plan and stem's own in this child. */
 void close_others(const struct child *c)
 {
-	int count = 0, total = PLACED_MAX + 8;
+	int count = 0, total = PLACED_MAX + 8 + (int)c->kept_count;
 	for (struct proc *p = procs; p; p = p->next)
 		total++;
 	autofree int *keep = calloc((size_t)total, sizeof *keep);
@@ -267,6 +267,9 @@ void close_others(const struct child *c)
 	for (struct proc *p = procs; p; p = p->next)
 		if (p->pidfd >= 0)
 			keep[count++] = p->pidfd;
+	for (uint32_t k = 0; k < c->kept_count; k++)
+		if (c->kept[k] >= 0)
+			keep[count++] = c->kept[k];
 	qsort(keep, (size_t)count, sizeof *keep, by_value);
 	unsigned from = 3;
 	for (int i = 0; i < count; from = (unsigned)keep[i++] + 1)

@@ -6,6 +6,7 @@
  *   proto.c   bytes <-> records, validation           serve.c   requests
  *   relay.c   the channel into a guest                log.c     logs, exit records, OOM counters
  *   spawn.c   from request to child                   ops.c, mount.c, net.c, user.c, path.c   operations (child only)
+ *   run.c     one plan without a daemon, and the operations that OCI bundles need beside the others (child only)
  *   builtin.c, tar.c   small programs (child only)
  *
  * Functions that can fail return a negative errno. Everything is single-threaded; only children block. */
@@ -77,7 +78,9 @@ enum op_code {
 	OP_MOUNT = 1, OP_IMAGE, OP_BIND, OP_MKDIR, OP_TOUCH, OP_SYMLINK, OP_MKNOD, OP_WRITE, OP_UNSHARE, OP_SETNS, OP_JOIN, OP_CLONE,
 	OP_ROOT, OP_PIVOT, OP_CHROOT, OP_CHDIR, OP_HOSTNAME, OP_LINK, OP_ADDRESS, OP_ROUTE, OP_RLIMIT, OP_BOUND, OP_USER, OP_CAPS,
 	OP_NNP, OP_SECCOMP, OP_MASK, OP_READONLY, OP_TTY, OP_USERNS, OP_IDMAP, OP_ENTER, OP_DEATH, OP_OPEN, OP_TAP, OP_LISTEN,
-	OP_CHANNEL, OP_UMASK, OP_SETUID, OP_CHOWN, OP_TIME, OP_EXEC, OP_BUILTIN, OP_END,
+	OP_CHANNEL, OP_UMASK, OP_SETUID, OP_CHOWN, OP_TIME, OP_EXEC, OP_BUILTIN, OP_SYNC, OP_HOOK, OP_START, OP_NSFD, OP_TREE, OP_PICK,
+	OP_ATTR, OP_ATTACH, OP_COPYUP, OP_IDENTITY, OP_CWD, OP_LOOKUP, OP_READY, OP_MOVE, OP_DOMAIN, OP_PERSONALITY, OP_SCHED, OP_IOPRIO,
+	OP_KEYRING, OP_DUMPABLE, OP_END,
 };
 
 struct frame {
@@ -324,10 +327,17 @@ struct child {
 	uint64_t death;
 	const char *home;
 	const char *detail; /* replaces strerror in the text of a failure */
+	int *kept;    /* numbered descriptors: of the command line, and what TREE and PICK have opened */
+	uint32_t kept_count;
+	char *answer; /* to the last SYNC: texts, one after the other, each with its NUL */
+	size_t answer_size;
+	char *program; /* what LOOKUP has found */
+	volatile uint8_t *flag; /* first byte of the shared record: set when the listener has been fetched */
+	bool ready;   /* nothing but EXEC is left to do */
 	uint16_t rows, columns;
 	uint32_t index;
 };
-enum status_kind { STATUS_ERROR = 1, STATUS_TTY, STATUS_CLONING, STATUS_CLONED, STATUS_EXEC };
+enum status_kind { STATUS_ERROR = 1, STATUS_TTY, STATUS_CLONING, STATUS_CLONED, STATUS_EXEC, STATUS_SYNC, STATUS_START, STATUS_LISTENER };
 struct status {
 	uint32_t kind;
 	struct failure failure;
@@ -361,6 +371,19 @@ int op_address(struct child *c, struct op *op);
 int op_route(struct child *c, struct op *op);
 int link_up(const char *name, uint32_t mtu);
 int op_user(struct child *c, struct op *op);
+int op_identity(struct child *c, struct op *op);
+int become_root(void);
+int ready_to_exec(struct child *c);
+int open_target(const struct child *c, const char *target);
+int clone_tree(int fd, bool recursive);
+int move_tree(int tree, int target);
+bool same_file(int a, int b);
+
+/* ---- run.c ---- */
+int run_main(int argc, char **argv);
+extern int (*const run_table[OP_END])(struct child *, struct op *);
+int listener_handed_over(struct child *c, int fd);
+int find_program(struct child *c, const char *name, const char *path, char **found);
 _Noreturn void builtin_run(int count, struct arg *argv);
 int tar_get(const char *path);
 int tar_put(const char *path);

@@ -108,14 +108,14 @@ static int not_found(struct child *c, const char *what, const char *name, const 
 	return -ENOENT;
 }
 
-static int become(const struct identity *id)
+static int become(const struct identity *id, bool groups)
 {
 	for (int fd = 0; fd < 3; fd++) {
 		struct stat st;
 		if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || isatty(fd)) && fchown(fd, id->uid, (gid_t)-1) < 0 && errno == EIO)
 			return -EIO;
 	}
-	if (setgroups((size_t)id->count, id->groups) < 0 || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 ||
+	if ((groups && setgroups((size_t)id->count, id->groups) < 0) || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 ||
 	    syscall(SYS_setresgid, id->gid, id->gid, id->gid) < 0 || syscall(SYS_setresuid, id->uid, id->uid, id->uid) < 0)
 		return -errno;
 	return 0;
@@ -141,5 +141,25 @@ int op_user(struct child *c, struct op *op)
 			add_group(&id, gid);
 		}
 	c->home = id.home && *id.home ? id.home : *op->args[2].s ? op->args[2].s : "/";
-	return become(&id);
+	return become(&id, true);
+}
+
+/* By numbers alone: an image whose /etc/passwd has a user called "1000" must not choose who runs. Only HOME is looked up. */
+int op_identity(struct child *c, struct op *op)
+{
+	static struct identity id;
+	struct arg *a = op->args;
+	char *text = load("etc/passwd"), *f[7];
+	uint32_t uid;
+	id = (struct identity){ .uid = (uint32_t)a[0].i, .gid = (uint32_t)a[1].i, .count = (int)(a[2].n / sizeof(gid_t)) };
+	if (a[2].n % sizeof(gid_t) || id.count > GROUPS_MAX)
+		return -EINVAL;
+	memcpy(id.groups, a[2].s, a[2].n);
+	c->home = "/";
+	while (text && next_entry(&text, f, 7))
+		if (*f[0] && number(f[2], &uid) && uid == id.uid) {
+			c->home = *f[5] ? f[5] : "/";
+			break;
+		}
+	return become(&id, !(a[3].i & 1));
 }

@@ -59,6 +59,26 @@ class Code(enum.IntEnum):
     TIME = 41
     EXEC = 42
     BUILTIN = 43
+    SYNC = 44
+    HOOK = 45
+    START = 46
+    NSFD = 47
+    TREE = 48
+    PICK = 49
+    ATTR = 50
+    ATTACH = 51
+    COPYUP = 52
+    IDENTITY = 53
+    CWD = 54
+    LOOKUP = 55
+    READY = 56
+    MOVE = 57
+    DOMAIN = 58
+    PERSONALITY = 59
+    SCHED = 60
+    IOPRIO = 61
+    KEYRING = 62
+    DUMPABLE = 63
 
 
 # Clone and mount flags of the kernel's user interface (linux/sched.h, linux/mount.h): a plan is a value, so its words live here.
@@ -69,7 +89,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_NOATIME, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = (
     32, 1024, 4096, 16384, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24,
 )  # fmt: skip
-WRITE_CREATE, WRITE_OPTIONAL = 1, 2
+WRITE_CREATE, WRITE_OPTIONAL, WRITE_PROC = 1, 2, 4
 
 
 class Op(Value):

@@ -224,7 +224,10 @@ ARGUMENTS: dict[Code, str] = {
     Code.RLIMIT: "iii", Code.BOUND: "i", Code.USER: "sss", Code.CAPS: "iiii", Code.NNP: "", Code.SECCOMP: "bi", Code.MASK: "s",
     Code.READONLY: "si", Code.TTY: "ss", Code.USERNS: "ss", Code.IDMAP: "s", Code.ENTER: "", Code.DEATH: "i", Code.OPEN: "sii",
     Code.TAP: "si", Code.LISTEN: "si", Code.CHANNEL: "i", Code.UMASK: "i", Code.SETUID: "ii", Code.CHOWN: "sii", Code.TIME: "i",
-    Code.EXEC: "i*", Code.BUILTIN: "i*",
+    Code.EXEC: "i*", Code.BUILTIN: "i*", Code.SYNC: "i", Code.HOOK: "iii*", Code.START: "i", Code.NSFD: "ii", Code.TREE: "isi",
+    Code.PICK: "is", Code.ATTR: "iiiii", Code.ATTACH: "is", Code.COPYUP: "is", Code.IDENTITY: "iibi", Code.CWD: "s", Code.LOOKUP: "ss",
+    Code.READY: "", Code.MOVE: "", Code.DOMAIN: "s", Code.PERSONALITY: "i", Code.SCHED: "iiiiiii", Code.IOPRIO: "i", Code.KEYRING: "s",
+    Code.DUMPABLE: "i",
 }  # fmt: skip
 
 
@@ -232,7 +235,7 @@ def decode_op(code: Code, arguments: tuple[bytes, ...]) -> Op:
     """An operation of `decode_spawn` with typed arguments; integers come back unsigned. Raises ValueError where stem would refuse it."""
     kinds = ARGUMENTS[code]
     if kinds.endswith("*"):
-        kinds = kinds[0] + "s" * (len(arguments) - 1)
+        kinds = kinds[:-1] + "s" * (len(arguments) - len(kinds) + 1)
     if len(kinds) != len(arguments):
         raise ValueError(f"{code.name} takes {len(kinds)} arguments, not {len(arguments)}")
     return Op(code=code, args=tuple(_decode_argument(kind, data) for kind, data in zip(kinds, arguments, strict=True)))
