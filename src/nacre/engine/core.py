@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 
 from nacre.model.container import Container
 from nacre.store import Database, Layout
@@ -62,9 +62,14 @@ class Core:
     @cached_property
     def network(self) -> NetworkManager:
         """Networks and endpoints."""
-        from nacre.network.manager import NetworkManager
+        from nacre.network.manager import NetworkManager, owns_network
 
-        return NetworkManager(self.layout.root, self.layout.run)
+        if owns_network():
+            return NetworkManager(self.layout.root, self.layout.run)
+        from nacre.isolation.rootless import keep
+        from nacre.network.rootless import RootlessNetwork
+
+        return RootlessNetwork(self.layout.root, self.layout.run, partial(keep, self.layout.run))
 
     def event(self, kind: str, action: str, identifier: str, **attributes: str) -> None:
         """Append to the journal. kind: container, image, volume, network."""

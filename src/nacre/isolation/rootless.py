@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
-from nacre.errors import Denied, HostError
+from nacre.errors import Denied, ExecError, HostError
+from nacre.isolation.channel import Channel
 from nacre.linux import userns
+from nacre.model.plan import Spawn
 from nacre.store.lock import Lock, is_locked
 
 HOME = "home"
 _PATIENCE = 30.0
 # Longest path of a run directory with which the sockets of sandboxes still fit (unix(7): 107 characters).
 _LONGEST = 22
+_ENDED = 2  # docs/stem-protocol.md, STAT
+_SIGKILL = 9
 
 
 def enter(root: str | None = None, run: str | None = None) -> tuple[str | None, str | None]:
@@ -87,6 +92,27 @@ def obstacles() -> list[tuple[str, str]]:
         except HostError as error:
             found.append((error.message, error.hint))
     return found
+
+
+def keep(run: str, plan: Spawn, ready: Callable[[], bool]) -> str:
+    """Run a plan in the home sandbox, for as long as that lives; "" once it is `ready`, else why it ended. Raises SandboxError."""
+    with contextlib.closing(Channel(f"{run}/{HOME}")) as channel:
+        try:
+            process, _ = channel.spawn(plan)
+        except ExecError as error:
+            return error.message
+        deadline, pause = time.monotonic() + _PATIENCE, 0.002
+        while not ready():
+            rows = {number: (state, code) for number, _, state, code in channel.stat(timeout=_PATIENCE)}
+            state, code = rows.get(process, (_ENDED, 0))
+            if state == _ENDED:
+                return f"ended with exit code {code}"
+            if time.monotonic() > deadline:
+                channel.signal(process, _SIGKILL)
+                return f"was not ready within {_PATIENCE:g} s"
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+    return ""
 
 
 def _join(directory: str) -> bool:

@@ -66,6 +66,7 @@ class Bridge:
         self._file = file
         self._stamp = stamp
         self._subnet = subnet
+        self.avoid: list[Subnet] = []  # what the new bridge's subnet must not overlap besides what this namespace routes
 
     def record(self) -> Network | None:
         """The network as recorded; None before its first use. Raises HostError when the record is damaged."""
@@ -163,7 +164,7 @@ class Bridge:
         )
 
     def _write_record(self, netlink: Netlink, old: Network | None) -> Network:
-        subnet = choose_subnet(_taken(netlink), self._subnet, old.subnet if old else "")
+        subnet = choose_subnet(taken(netlink) + self.avoid, self._subnet, old.subnet if old else "")
         network = Network(
             name=NAME,
             id=old.id if old else os.urandom(32).hex(),
@@ -233,7 +234,7 @@ def _is_network_id(text: str) -> bool:
     return len(text) == 64 and all(character in "0123456789abcdef" for character in text)
 
 
-def _taken(netlink: Netlink) -> list[Subnet]:
+def taken(netlink: Netlink) -> list[Subnet]:
     """What this host reaches already: routes, addresses of interfaces that are down, name servers."""
     used = [route.destination for route in netlink.routes()] + [address.address for address in netlink.addresses()]
     with contextlib.suppress(OSError), open("/etc/resolv.conf") as file:

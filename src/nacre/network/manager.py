@@ -234,7 +234,7 @@ class NetworkManager:
 
     def _connect(self, netlink: Netlink, container_id: str, wanted: Endpoint, place: _Place, hostname: str, held: list[int]) -> Endpoint:
         """Reserve, record, make. Descriptors are added to `held` as soon as they are open."""
-        published, sockets = host_ports.reserve(wanted.ports)
+        published, sockets = self._reserve(wanted.ports)
         held += sockets
         subnet = Subnet.parse(place.network.subnet)
         address = self._leases.take(container_id, subnet, wanted.address)
@@ -261,6 +261,10 @@ class NetworkManager:
             with self._ports_lock():
                 self._bridge.publish(endpoint)
         return endpoint
+
+    def _reserve(self, ports: tuple[PortMapping, ...]) -> tuple[tuple[PortMapping, ...], list[int]]:
+        """The final mappings and the descriptors that keep their host ports."""
+        return host_ports.reserve(ports)
 
     def _dismantle(self, netlink: Netlink, container_id: str) -> None:
         """Remove everything that bears the id. The record goes last, so that a failed or killed call can be repeated.
@@ -342,6 +346,13 @@ class NetworkManager:
         """The endpoints with an interface whose lock is held: not what a reboot or a kill left in the directory."""
         found = (self._load(container_id) for container_id in sorted(self._known()) if is_locked(self._file(container_id)))
         return tuple(endpoint for endpoint in found if endpoint is not None and endpoint.host_interface)
+
+
+def owns_network() -> bool:
+    """Whether this process may change the network it is in: on the host, or in a network that belongs to its user namespace."""
+    from nacre.linux import userns
+
+    return userns.is_initial() or userns.owns_network()
 
 
 class _Place(Value):
