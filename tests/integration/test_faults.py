@@ -762,7 +762,7 @@ def test_a_pull_fills_the_disk(cli: Any, directories: Any, registry: Any, tmp_pa
 # -- hosts that lack something ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("driver", ["directory", "copy"])
+@pytest.mark.parametrize("driver", ["overlay", "fuse-overlayfs", "vfs"])
 def test_without_erofs_or_overlay(
     driver: str, level: Level, cli: Any, directories: Any, layouts: Any, tmp_path: Path, clean: Callable[..., None]
 ) -> None:
@@ -797,7 +797,7 @@ def test_a_driver_that_cannot_work(cli: Any, directories: Any, tmp_path: Path) -
     environment = {"NACRE_ROOT": str(tmp_path / "root"), "NACRE_RUN": f"{directories.run}/cannot", "NACRE_STORAGE_DRIVER": "nonsense"}
     answer = cli("info", environment=environment, code=125)
     assert "there is no storage driver 'nonsense'" in answer.stderr
-    assert "erofs, directory, copy" in answer.stderr
+    assert "erofs, overlay, btrfs, fuse-overlayfs, vfs" in answer.stderr
 
 
 @pytest.fixture

@@ -1,31 +1,87 @@
-"""Every storage driver passes the same suite."""
+"""Every storage driver passes the same suite, on the file systems that it is for, as root of the host and of a user namespace."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import diskimages
 import pytest
 
 from nacre.storage.layers import LayerStore
-from nacre.storage.probe import DRIVERS, abilities
+from nacre.storage.probe import abilities
 from nacre.storage.rootfs import RootfsStore
 from nacre.testing.storage import CHECKS, Make
 
+Check = Callable[[Make, str], None]
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda function: function.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_driver(driver: str, check: Callable[[Make, str], None], tmp_path: Path) -> None:
-    found = abilities(str(tmp_path / "root"), str(tmp_path / "run"))
-    if driver != "copy" and found.overlay != "ok":
-        pytest.skip(f"overlayfs cannot be used: {found.overlay}")
-    if (driver == "erofs" or check.__name__ == "check_disk") and found.erofs != "ok":
-        pytest.skip(f"EROFS cannot be used: {found.erofs}")
+# Driver and backing file system; "" = whatever the temporary directory is on.
+HOST = [
+    ("erofs", ""),
+    ("overlay", ""),
+    ("fuse-overlayfs", ""),
+    ("vfs", ""),
+    ("btrfs", "btrfs"),
+    ("erofs", "xfs"),
+    ("overlay", "btrfs"),
+    ("vfs", "xfs"),
+]
+USER = [("overlay", ""), ("fuse-overlayfs", ""), ("vfs", ""), ("btrfs", "btrfs")]
 
-    def make() -> tuple[LayerStore, RootfsStore]:
-        layers = LayerStore(str(tmp_path / "root"), driver, run=str(tmp_path / "run"))
-        return layers, RootfsStore(str(tmp_path / "root"), layers)
 
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    check(make, str(scratch))
+def names(pair: tuple[str, str]) -> str:
+    return "-on-".join(filter(None, pair))
+
+
+checks = pytest.mark.parametrize("check", CHECKS, ids=lambda function: function.__name__.removeprefix("check_"))
+
+
+def conform(check: Check, driver: str, kind: str, path: Path, *, user_namespace: bool) -> None:
+    """One check in a fork. What the host lacks is found out in there, and told through a file."""
+    if kind:
+        diskimages.need(kind)
+    top, excuse = path / "disk", path / "excuse"
+    top.mkdir()
+
+    def before() -> None:
+        if kind:
+            diskimages.disk(kind, top)
+        if user_namespace:
+            for part in (path, top):
+                os.chown(part, diskimages.FIRST_ID, diskimages.FIRST_ID)
+            for parent in path.parents:
+                os.chmod(parent, os.stat(parent).st_mode | 0o011)
+
+    def action() -> None:
+        root, run = str(top / "root"), str(top / "run")
+        answer = abilities(root, run).of(driver)
+        if answer != "ok":
+            excuse.write_text(answer)
+            return
+
+        def make() -> tuple[LayerStore, RootfsStore]:
+            layers = LayerStore(root, driver, run=run)
+            return layers, RootfsStore(root, layers)
+
+        scratch = top / "scratch"
+        scratch.mkdir()
+        check(make, str(scratch))
+
+    diskimages.alone(action, before=before, user_namespace=user_namespace)
+    if excuse.exists():
+        pytest.skip(excuse.read_text())
+
+
+@checks
+@pytest.mark.parametrize("pair", HOST, ids=names)
+def test_driver(pair: tuple[str, str], check: Check, tmp_path: Path) -> None:
+    conform(check, *pair, tmp_path, user_namespace=False)
+
+
+@checks
+@pytest.mark.parametrize("pair", USER, ids=names)
+def test_driver_in_a_user_namespace(pair: tuple[str, str], check: Check, tmp_path: Path) -> None:
+    if check.__name__ == "check_disk":
+        pytest.skip("to look into a disk it has to be mounted, which a user namespace may not")
+    conform(check, *pair, tmp_path, user_namespace=True)

@@ -40,7 +40,7 @@ def top(tar: tarfile.TarFile) -> None:
     member(tar, "data/replaced", b"top")
 
 
-@pytest.fixture(params=["erofs", "directory", "copy"])
+@pytest.fixture(params=["erofs", "overlay", "vfs"])
 def layers(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[LayerMount, ...]:
     store = LayerStore(str(tmp_path), request.param)
     if store.driver != request.param:

@@ -23,7 +23,7 @@ from nacre.storage.rootfs import RootfsStore
 from nacre.storage.tar import Limits
 from nacre.testing.storage import CAPABILITY, archive, describe_tree, directory, layer, member, mounted
 
-DRIVERS = ("erofs", "directory")
+DRIVERS = ("erofs", "overlay")
 
 
 def stores(path: Path, driver: str) -> tuple[LayerStore, RootfsStore]:
@@ -152,7 +152,7 @@ def test_gibibyte_of_zeros_occupies_nothing(driver: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_bomb_beyond_the_limit(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers, _ = stores(tmp_path / "root", driver)
-    monkeypatch.setenv("NACRE_LAYER_LIMIT", str(10 << 20))
+    monkeypatch.setenv("NACRE_LAYER_BYTES", str(10 << 20))
     with pytest.raises(BadContent, match="more than 10485760 bytes"):
         layers.unpack(DIFF_ID, Repeated(1 << 40, b"\0"))
     assert os.listdir(layers.path) == []
@@ -215,7 +215,7 @@ def test_full_disk(driver: str, tmp_path: Path) -> None:
 
 def test_many_inodes_on_a_disk_that_has_few(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64 << 20) as disk:
-        layers, _ = stores(disk / "root", "directory")
+        layers, _ = stores(disk / "root", "overlay")
         with pytest.raises(NoSpace):
             layer(layers, lambda tar: [directory(tar, f"{number}") for number in range(20_000)])
         assert os.listdir(layers.path) == []
@@ -323,14 +323,16 @@ def test_many_threads_unpack_many_layers(tmp_path: Path) -> None:
 
 
 def test_driver_may_change(tmp_path: Path) -> None:
-    """Layers that the new driver cannot use are made again, those it can are kept."""
+    """Layers that another driver cannot use are unpacked once more beside what is there."""
     data = archive(lambda tar: member(tar, "f", b"x"))
     erofs, _ = stores(tmp_path, "erofs")
     erofs.unpack(DIFF_ID, io.BytesIO(data))
-    plain, rootfs = stores(tmp_path, "directory")
+    plain, rootfs = stores(tmp_path, "overlay")
     assert not plain.has(DIFF_ID)
     plain.unpack(DIFF_ID, io.BytesIO(data))
     assert plain.get(DIFF_ID).format == "directory"
+    assert erofs.get(DIFF_ID).format == "erofs"
+    os.unlink(erofs.get(DIFF_ID).path)
     assert erofs.get(DIFF_ID).format == "directory"
     assert rootfs.prepare("vm", (DIFF_ID,), disk=True, disk_size=64 << 20).layers[0].format == "erofs"
     assert erofs.get(DIFF_ID).format == "erofs"
@@ -348,7 +350,7 @@ def test_compressed_images(tmp_path: Path) -> None:
 
 
 def test_layers_are_private(tmp_path: Path) -> None:
-    layers, rootfs = stores(tmp_path, "directory")
+    layers, rootfs = stores(tmp_path, "overlay")
     diff_id = layer(layers, lambda tar: member(tar, "su", b"x", mode=0o4755))
     rootfs.prepare("c", (diff_id,))
     assert os.stat(layers.path).st_mode & 0o077 == 0

@@ -12,9 +12,12 @@ from nacre.errors import HostError, InvalidArgument
 from nacre.storage import probe
 from nacre.storage.probe import Abilities, Choice, abilities, choose
 
-ALL = Abilities(erofs="ok", through="file", overlay="ok", overlay_in_user_namespace="ok")
+ALL = Abilities(erofs="ok", through="file", overlay="ok", btrfs="not on Btrfs", fuse="ok")
 NO_EROFS = ALL.replace(erofs="No such device", through="")
 NO_OVERLAY = ALL.replace(overlay="Operation not permitted")
+NOTHING = NO_OVERLAY.replace(fuse="the program is not installed")
+ON_BTRFS = NO_OVERLAY.replace(btrfs="ok")
+USER = NO_EROFS.replace(user_namespace=True)
 
 
 class Host:
@@ -42,7 +45,14 @@ def _choose(path: Path, wanted: str | None = None) -> Choice:
 
 
 @pytest.mark.parametrize(
-    ("found", "driver", "reason"), [(ALL, "erofs", ""), (NO_EROFS, "directory", "No such device"), (NO_OVERLAY, "copy", "not permitted")]
+    ("found", "driver", "reason"),
+    [
+        (ALL, "erofs", ""),
+        (NO_EROFS, "overlay", "No such device"),
+        (NO_OVERLAY, "fuse-overlayfs", "not permitted"),
+        (ON_BTRFS, "btrfs", "not permitted"),
+        (NOTHING, "vfs", "not installed"),
+    ],
 )
 def test_best_driver(host: Host, tmp_path: Path, found: Abilities, driver: str, reason: str) -> None:
     host.found = found
@@ -83,16 +93,34 @@ def test_lack_is_asked_again_later(host: Host, tmp_path: Path) -> None:
     assert host.asked == 2
 
 
+def test_user_namespace_is_told_and_not_asked_again(host: Host, tmp_path: Path) -> None:
+    host.found = USER
+    assert _choose(tmp_path).user_namespace
+    path = tmp_path / "run/probe-storage.json"
+    kept = json.loads(path.read_text())
+    kept["time"] -= 3600
+    path.write_text(json.dumps(kept))
+    assert _choose(tmp_path).driver == "overlay"
+    assert host.asked == 1
+
+
 def test_forced_driver(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _choose(tmp_path, "directory").driver == "directory"
-    monkeypatch.setenv(probe.VARIABLE, "copy")
-    assert _choose(tmp_path) == Choice(driver="copy", reason="asked for")
+    assert _choose(tmp_path, "overlay").driver == "overlay"
+    assert _choose(tmp_path, "overlay2").driver == "overlay"
+    monkeypatch.setenv(probe.VARIABLE, "vfs")
+    assert _choose(tmp_path) == Choice(driver="vfs", reason="asked for")
     assert _choose(tmp_path, "erofs").driver == "erofs"
 
 
 @pytest.mark.parametrize(
     ("found", "wanted", "reason"),
-    [(NO_EROFS, "erofs", "EROFS"), (NO_OVERLAY, "erofs", "overlayfs"), (NO_OVERLAY, "directory", "overlayfs")],
+    [
+        (NO_EROFS, "erofs", "EROFS"),
+        (NO_OVERLAY, "erofs", "overlayfs"),
+        (NO_OVERLAY, "overlay", "overlayfs"),
+        (ALL, "btrfs", "not on Btrfs"),
+        (NOTHING, "fuse-overlayfs", "not installed"),
+    ],
 )
 def test_forced_driver_that_cannot_work(host: Host, tmp_path: Path, found: Abilities, wanted: str, reason: str) -> None:
     host.found = found

@@ -608,7 +608,7 @@ def test_limit_on_bytes(tree: Tree) -> None:
     data = archive(lambda tar: member(tar, "a", bytes(1 << 20)))
     with pytest.raises(BadContent, match="more than 100000 bytes") as caught:
         tree.unpack(data, Limits(bytes=100_000))
-    assert "NACRE_LAYER_LIMIT" in caught.value.hint
+    assert "NACRE_LAYER_BYTES" in caught.value.hint
 
 
 def test_limit_counts_holes_too(tree: Tree) -> None:

@@ -68,7 +68,7 @@ class Engine:
 
     root: durable state, default NACRE_ROOT or /var/lib/nacre.
     run: run-time state, default NACRE_RUN or /run/nacre (below `root` when only that is given).
-    storage_driver: erofs, directory or copy; None = the best this host can do. Raises Denied, HostError.
+    storage_driver: erofs, overlay, btrfs, fuse-overlayfs or vfs; None = the best this host can do. Raises Denied, HostError.
 
     >>> with Engine() as engine:                                    # doctest: +SKIP
     ...     box = engine.containers.run(ContainerSpec(image="ubuntu", command=("sleep", "60"), isolation=Level.VM))

@@ -52,6 +52,21 @@ class Core:
 
         return RootfsStore(self.layout.root, self.layers)
 
+    def storage(self, kept: str) -> tuple[LayerStore, RootfsStore]:
+        """Layers and root file systems by the driver that a container has been made with ("" = by the one in use).
+
+        A container keeps its driver, whatever is the best by now: only erofs and overlay, which write alike, may take turns.
+        Raises HostError when it cannot work any more.
+        """
+        stacked = ("erofs", "overlay")
+        if not kept or kept == (driver := self.layers.driver) or (kept in stacked and driver in stacked):
+            return self.layers, self.rootfs
+        from nacre.storage.layers import LayerStore
+        from nacre.storage.rootfs import RootfsStore
+
+        layers = LayerStore(self.layout.root, run=self.layout.run, driver=kept)
+        return layers, RootfsStore(self.layout.root, layers)
+
     @cached_property
     def volumes(self) -> VolumeStore:
         """Named volumes."""

@@ -21,7 +21,7 @@ def explain(core: Core, lifecycle: Lifecycle, spec: ContainerSpec) -> str:
     spec = spec.replace(mounts=merge.image_volumes(spec, image.config))
     layers = tuple(core.layers.get(layer.diff_id) for layer in image.layers)
     state = core.layout.container(EXAMPLE_ID)
-    whole, disk = core.layers.driver == "copy", spec.isolation is Level.VM
+    whole, disk = core.layers.driver in ("btrfs", "vfs"), spec.isolation is Level.VM
     rootfs = Rootfs(
         driver=core.layers.driver, layers=layers or (LayerMount(diff_id="", path="", format="directory"),),
         upper=f"{state}/upper", disk=f"{state}/upper.ext4" if disk else "", tree=f"{state}/tree" if whole and not disk else "",

@@ -217,8 +217,19 @@ class Lifecycle:
             channel.shutdown(timeout=ENDING)
 
     def _rootfs(self, record: Container) -> Rootfs:
-        diff_ids = tuple(layer.diff_id for layer in self.core.images.resolve(record.image_id).layers)
-        return self.core.rootfs.prepare(record.id, diff_ids, disk=record.spec.isolation is Level.VM)
+        image = self.core.images.resolve(record.image_id)
+        diff_ids = tuple(layer.diff_id for layer in image.layers)
+        disk = record.spec.isolation is Level.VM
+        layers, rootfs = self.core.storage(record.rootfs.driver if record.rootfs and not disk else "")
+        try:
+            return rootfs.prepare(record.id, diff_ids, disk=disk)
+        except NotFound:
+            # Unpacked by another storage driver, in a form that is of no use to this one.
+            from nacre.images.layers import unpack_kept
+
+            with self.core.images.hold():
+                unpack_kept(self.core.images.content, image.layers, layers)
+            return rootfs.prepare(record.id, diff_ids, disk=disk)
 
     def security(self, spec: ContainerSpec, *, privileged: bool = False) -> Security:
         """Capabilities, filter and limits of a spec. Raises InvalidArgument for names that do not exist."""
@@ -376,6 +387,7 @@ class Lifecycle:
             lambda: self.end_stem(identifier),
             lambda: driver(record.spec.isolation).clean(identifier),
             lambda: self.core.network.detach(identifier),
+            lambda: self._release_rootfs(identifier.removesuffix(FILES)),
         )
         done = 0
         for step in steps:
@@ -384,6 +396,11 @@ class Lifecycle:
                 done += 1
         if done == len(steps):
             self.core.layout.discard(self.core.layout.sandbox(identifier))
+
+    def _release_rootfs(self, identifier: str) -> None:
+        # Asked here, because that room is slow to load and only one driver keeps anything.
+        if os.path.isdir(f"{self.core.layout.run}/fuse/{identifier}"):
+            self.core.rootfs.release(identifier)
 
     def remove(self, record: Container, *, volumes: bool = False) -> None:
         """Delete a container, ending what lives of it: files first, then the row, then the directory with the lock that we hold.

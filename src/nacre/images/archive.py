@@ -21,10 +21,10 @@ from typing import IO, Any, Protocol
 from nacre.errors import BadContent, InvalidArgument, NacreError, NotFound
 from nacre.images.config import Limits
 from nacre.images.content import CHUNK, ContentStore, translate
-from nacre.images.layers import LayerSink, OnProgress, Reporter, make_image, pair_layers, short, unpack_layer
+from nacre.images.layers import LayerSink, OnProgress, Reporter, make_image, pair_layers, short, unpack_blob
 from nacre.images.platform import check, choose, host_platform
 from nacre.images.store import ImageStore
-from nacre.images.stream import Feed, check_growth, decompress, detect
+from nacre.images.stream import check_growth, decompress, detect
 from nacre.model.image import Descriptor, Image, Layer, Platform
 from nacre.model.reference import Reference, check_digest
 from nacre.wire.archive import BLOCK, MAX_EXTENDED, Header, apply_pax, normal_path, parse_header, parse_pax
@@ -265,15 +265,8 @@ class _Loader:
                 sizes[layer.diff_id] = self.sink.size(layer.diff_id)
                 self.report(short(layer.blob), "exists", message="Already exists")
             else:
-                sizes[layer.diff_id] = self._unpack_one(layer)
+                sizes[layer.diff_id] = unpack_blob(self.store.content, layer, self.sink, self.limits, self.report)
         return sizes
-
-    def _unpack_one(self, layer: Layer) -> int:
-        feed = Feed()
-        feed.attach(self.store.content.open(layer.blob))
-        with contextlib.closing(feed):
-            feed.finish(layer.size)
-            return unpack_layer(feed, layer, self.sink, self.limits, self.report)
 
 
 def _group(entry: IndexEntry) -> str:

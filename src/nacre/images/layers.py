@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from nacre.errors import BadContent
 from nacre.images.config import Limits
+from nacre.images.content import ContentStore
 from nacre.images.stream import Feed, LayerStream
 from nacre.model.image import Image, Layer, Progress
 from nacre.wire.registry import Configuration, Manifest
@@ -92,6 +95,23 @@ def unpack_layer(feed: Feed, layer: Layer, sink: LayerSink, limits: Limits, repo
         size = sink.unpack(layer.diff_id, stream)
     report(item, "done", layer.size, layer.size)
     return size
+
+
+def unpack_kept(content: ContentStore, layers: Iterable[Layer], sink: LayerSink, limits: Limits | None = None) -> None:
+    """Unpack layers that the sink lacks from the blobs that pulling and loading have kept. Raises BadContent when one is missing."""
+    limits = limits or Limits.from_environment(os.environ)
+    for layer in layers:
+        if not sink.has(layer.diff_id):
+            unpack_blob(content, layer, sink, limits, Reporter(None))
+
+
+def unpack_blob(content: ContentStore, layer: Layer, sink: LayerSink, limits: Limits, report: Reporter) -> int:
+    """Give a layer whose blob is in the content store to the sink; returns its unpacked size. Raises as `unpack_layer` does."""
+    feed = Feed()
+    feed.attach(content.open(layer.blob))
+    with contextlib.closing(feed):
+        feed.finish(layer.size)
+        return unpack_layer(feed, layer, sink, limits, report)
 
 
 def make_image(

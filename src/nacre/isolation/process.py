@@ -194,7 +194,8 @@ def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
     if block:
         # Layers are id-mapped; the upper is not: overlayfs writes there as its mounter, who has no id in the mapping.
         ops.append(op(Code.CHOWN, "u/upper", block, block))
-    return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=u/upper,workdir=u/work")]
+    options = f"lowerdir={lower},upperdir=u/upper,workdir=u/work{',' if rootfs.options else ''}{rootfs.options}"
+    return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, options)]
 
 
 def _layer_ops(layer: LayerMount, name: str, *, idmapped: bool) -> list[Op]:

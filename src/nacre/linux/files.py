@@ -32,6 +32,7 @@ _FICLONE = 0x40049409  # linux/fs.h
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+_SUBVOLUME = 256  # inode number of the root of every subvolume of Btrfs (BTRFS_FIRST_FREE_OBJECTID, linux/btrfs_tree.h)
 _COPY = 1 << 26
 _DEEPEST = 64
 
@@ -257,8 +258,8 @@ def _lock(path: str, wait: bool) -> int:
 def remove_tree(path: str | bytes, *, directory: int | None = None) -> None:
     """Remove a file or a directory with everything in it; nothing there is fine.
 
-    Follows no symbolic link, opens no device, enters no other file system, needs a bounded number of descriptors however
-    deep the tree is, and takes off immutable and append-only flags. Raises OSError for what cannot be removed.
+    Follows no symbolic link, opens no device, enters no other file system (but subvolumes of the same), needs a bounded number of
+    descriptors however deep the tree is, and takes off immutable and append-only flags. Raises OSError for what cannot be removed.
     """
     try:
         os.unlink(path, dir_fd=directory)
@@ -297,6 +298,8 @@ def _is_directory(name: str | bytes, parent: int | None) -> bool:
 def _empty(fd: int, top: int, device: int, depth: int) -> bool:
     """Remove what is in a directory; True when something was put off to the top."""
     put_off = False
+    # Btrfs shows what has come into a directory since it was opened only after a rewind.
+    os.lseek(fd, 0, os.SEEK_SET)
     with os.scandir(fd) as scan:
         entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
     for name, is_directory in entries:
@@ -318,14 +321,30 @@ def _remove_directory(name: str, parent: int, top: int, device: int, depth: int)
         os.rename(name, f".removed-{os.urandom(8).hex()}", src_dir_fd=parent, dst_dir_fd=top)
         return True
     fd = _open_directory(name, parent)
+    put_off = False
     try:
-        if os.fstat(fd).st_dev != device:
+        if os.fstat(fd).st_dev == device:
+            put_off = _empty(fd, top, device, depth + 1)
+        elif _is_subvolume(fd, name, parent):
+            while _empty(fd, fd, os.fstat(fd).st_dev, 0):
+                pass
+        else:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
-        put_off = _empty(fd, top, device, depth + 1)
     finally:
         os.close(fd)
     _insist(os.rmdir, name, parent)
     return put_off
+
+
+def _is_subvolume(fd: int, name: str | bytes, parent: int) -> bool:
+    """Whether a directory on another device is not mounted there, but a subvolume of the same Btrfs, which anybody may make."""
+    if os.fstat(fd).st_ino != _SUBVOLUME:
+        return False
+    try:
+        os.close(openat2(parent, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=RESOLVE_NO_XDEV))
+    except OSError:
+        return False
+    return True
 
 
 def _insist(remove: Any, name: str | bytes, parent: int | None) -> None:

@@ -167,7 +167,8 @@ class Rootfs(Value):
 
     layers: base first, for drivers that stack; upper: directory with ``upper/`` and ``work/`` (level process);
     disk: path of a raw ext4 image with the same two directories inside (level vm);
-    tree: a complete directory instead of layers and upper (driver copy), "" otherwise.
+    tree: a complete directory to be used instead of layers and upper, which are for comparing then, "" = none;
+    options: further mount options of overlayfs.
     """
 
     driver: str
@@ -175,6 +176,7 @@ class Rootfs(Value):
     upper: str = ""
     disk: str = ""
     tree: str = ""
+    options: str = ""
 
 
 class BoundMount(Value):

@@ -46,24 +46,26 @@ class _Directory(NamedTuple):
     xattrs: dict[str, bytes] | None = None
 
 
-def extract(stream: Stream, directory: int, *, limits: Limits | None = None, owner: bool = True) -> Unpacked:
+def extract(stream: Stream, directory: int, *, limits: Limits | None = None, owner: bool = True, user_namespace: bool = False) -> Unpacked:
     """Unpack the archive into an empty directory (descriptor) that nobody else can reach, reading the stream to its end.
 
-    owner=False leaves ownership, device nodes and privileged attributes out where they are not permitted.
+    owner=False leaves ownership, device nodes and privileged attributes out where they are not permitted. user_namespace: we are
+    root of one only: device nodes are left out (no process in there could make use of them), owners must have an id in it.
     Raises BadContent for a malformed or hostile archive, OSError for a full or failing disk, Denied without privileges, and
     lets through what the stream raises; the directory's content is then worthless.
     """
     with contextlib.ExitStack() as stack:
-        extraction = _Extraction(directory, owner, Reader(stream, limits))
+        extraction = _Extraction(directory, owner, user_namespace, Reader(stream, limits))
         stack.callback(extraction.close)
         return extraction.run()
 
 
 class _Extraction:
-    def __init__(self, root: int, owner: bool, reader: Reader) -> None:
+    def __init__(self, root: int, owner: bool, user_namespace: bool, reader: Reader) -> None:
         self._root = root
         self._reader = reader
         self._owner = owner
+        self._user_namespace = user_namespace
         # What we create belongs to root by itself when we are root.
         self._ours = os.geteuid() == 0 and os.getegid() == 0
         self._directories: dict[bytes, int] = {}
@@ -94,6 +96,8 @@ class _Extraction:
             try:
                 self._make(entry)
             except OSError as error:
+                if error.errno == errno.EINVAL and self._user_namespace:
+                    raise _unmapped(entry) from error
                 raise _explain(error, entry.path) from error
         self.close()
         remove_tree(_LINK_DIRECTORY, directory=self._root)
@@ -190,7 +194,7 @@ class _Extraction:
             self._remove(parent, name)
             os.mknod(name, kind | 0o600, device, dir_fd=parent)
         except PermissionError:
-            if self._owner:
+            if self._owner and not self._user_namespace:
                 raise
             return
         os.chmod(name, entry.mode, dir_fd=parent)
@@ -388,6 +392,13 @@ def wanted_xattrs(xattrs: dict[str, bytes]) -> dict[str, bytes]:
 def bad(reason: str, path: bytes) -> BadContent:
     """The error for an archive that cannot be unpacked because of the entry at `path`."""
     return BadContent(f"bad layer archive: {reason}, at {path[:200].decode(errors='replace')!r}", hint=_DAMAGED)
+
+
+def _unmapped(entry: Entry) -> HostError:
+    return HostError(
+        f"cannot give {entry.path[:200].decode(errors='replace')!r} to {entry.uid}:{entry.gid}: no such id in this user namespace",
+        hint="give this user a larger range of ids in /etc/subuid and /etc/subgid (65536 are usual)",
+    )
 
 
 def _explain(error: OSError, path: bytes) -> NacreError | OSError:

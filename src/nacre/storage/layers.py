@@ -6,20 +6,20 @@
         layer.erofs                      the layer as an EROFS image, and/or
         fs/                              as a directory
         layer.json                       {"size": bytes of its files, "root": [mode, uid, gid] of its root directory or null}
-    <root>/layers/.tmp-*                 under construction or on the way out; locked by the process at work
 
-A layer appears complete, by a rename, or not at all. Temporary directories whose process is gone are swept.
+A layer appears complete, by a rename, or not at all (`nacre.storage.shelf`). It may be there in both forms: drivers differ in
+what they stack, and level vm needs images.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Collection, Iterator
+from functools import cached_property
 
 from nacre.errors import InvalidArgument, NotFound
-from nacre.linux.files import explained, locked, remove_tree, sync_directory
+from nacre.linux.files import explained, remove_tree, sync_directory
 from nacre.model.container import LayerMount
 
 TYPE_CHECKING = False
@@ -28,21 +28,20 @@ if TYPE_CHECKING:
 
     from nacre.storage.extract import Unpacked
     from nacre.storage.probe import Choice
+    from nacre.storage.shelf import Shelf
     from nacre.storage.tar import Limits, Stream
 
 IMAGE = "layer.erofs"
 TREE = "fs"
 _RECORD = "layer.json"
-_TEMPORARY = ".tmp-"
-_LOCK = ".lock-"
-_LIMIT_VARIABLES = {"NACRE_LAYER_LIMIT": "bytes", "NACRE_LAYER_ENTRIES": "entries"}
+_LIMIT_VARIABLES = {"NACRE_LAYER_BYTES": "bytes", "NACRE_LAYER_ENTRIES": "entries"}
 
 
 class LayerStore:
     """Unpacked layers below `root`. Safe for several threads and processes.
 
-    driver: erofs, directory or copy; None = the best this host can do (see `nacre.storage.probe`). run: directory for what is
-    known until the next boot. compression: an algorithm of mkfs.erofs (lz4hc ...) for new images, which then takes longer; "" = none.
+    driver: one of `nacre.storage.probe.DRIVERS`; None = the best this host can do. run: directory for what is known until the
+    next boot. compression: an algorithm of mkfs.erofs (lz4hc ...) for new images, which then takes longer; "" = none.
     """
 
     def __init__(self, root: str, driver: str | None = None, *, run: str = "", limits: Limits | None = None, compression: str = "") -> None:
@@ -53,6 +52,16 @@ class LayerStore:
         self._compression = compression
         self._choice: Choice | None = None
         self.path = f"{self._root}/layers"
+
+    @property
+    def root(self) -> str:
+        """The directory that everything is kept in."""
+        return self._root
+
+    @property
+    def run(self) -> str:
+        """The directory for what ends with the boot."""
+        return self._run
 
     @property
     def choice(self) -> Choice:
@@ -66,7 +75,7 @@ class LayerStore:
 
     @property
     def driver(self) -> str:
-        """Name of the driver in use: erofs, directory or copy."""
+        """Name of the driver in use."""
         return self.choice.driver
 
     def has(self, diff_id: str) -> bool:
@@ -78,7 +87,7 @@ class LayerStore:
         directory = self._directory(diff_id)
         found = self._format(directory)
         if not found:
-            raise NotFound(f"layer {diff_id} is not on this host", hint="pull the image again")
+            raise _missing(diff_id)
         return LayerMount(diff_id=diff_id, path=f"{directory}/{IMAGE if found == 'erofs' else TREE}", format=found)
 
     def size(self, diff_id: str) -> int:
@@ -103,7 +112,7 @@ class LayerStore:
         directory = self._directory(diff_id)
         with self._making(diff_id, "unpack"):
             if not self.has(diff_id):
-                with self._temporary() as path:
+                with self._shelf.temporary() as path:
                     self._build(diff_id, stream, path)
                     self._publish(path, directory)
         return self.size(diff_id)
@@ -114,24 +123,30 @@ class LayerStore:
         if not os.path.exists(image):
             with self._making(diff_id, "convert"):
                 self._record(diff_id)
+                if not os.path.exists(tree):
+                    raise _missing(diff_id)
                 if not os.path.exists(image):
-                    with self._temporary() as path:
+                    with self._shelf.temporary() as path:
                         self._make_image(diff_id, tree, f"{path}/{IMAGE}")
                         os.rename(f"{path}/{IMAGE}", image)
         return LayerMount(diff_id=diff_id, path=image, format="erofs")
 
     def list(self) -> list[str]:
         """The digests of all layers, in no order."""
-        return [f"sha256:{name}" for name in self._names() if not name.startswith(".")]
+        return [f"sha256:{name}" for name in self._shelf.names()]
 
     def remove(self, diff_id: str) -> None:
         """Forget a layer and free its space; fine when it is not there. It must not be in use. Raises HostError."""
         with self._making(diff_id, "remove"):
-            self._discard(self._directory(diff_id))
+            self._shelf.discard(self._directory(diff_id))
 
     def prune(self, wanted: Collection[str]) -> int:
         """Remove every layer that is not wanted, and what dead processes left; returns how many layers went. Raises HostError."""
         unwanted = [diff_id for diff_id in self.list() if diff_id not in wanted]
+        if os.path.isdir(f"{self._root}/stacks"):
+            from nacre.storage.snapshots import prune_stacks
+
+            prune_stacks(self._root, wanted)
         for diff_id in unwanted:
             self.remove(diff_id)
         self.sweep()
@@ -139,13 +154,7 @@ class LayerStore:
 
     def sweep(self) -> None:
         """Remove what processes left that were killed at work. Never touches what a living one works on."""
-        for name in self._names():
-            if name.startswith(_TEMPORARY):
-                with contextlib.suppress(OSError):
-                    self._sweep_one(f"{self.path}/{name}")
-            elif name.startswith(_LOCK):
-                with contextlib.suppress(OSError), locked(f"{self.path}/{name}", wait=False):
-                    pass
+        self._shelf.sweep()
 
     # -- where
 
@@ -161,10 +170,6 @@ class LayerStore:
             return "erofs"
         return "directory" if os.path.exists(f"{directory}/{TREE}") else ""
 
-    def _names(self) -> Iterator[str]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as scan:
-            yield from [entry.name for entry in scan]
-
     def _record(self, diff_id: str) -> dict[str, Any]:
         import json
 
@@ -173,55 +178,21 @@ class LayerStore:
                 record: dict[str, Any] = json.load(file)
                 return record
         except FileNotFoundError:
-            raise NotFound(f"layer {diff_id} is not on this host", hint="pull the image again") from None
+            raise _missing(diff_id) from None
 
     # -- making
 
-    @contextlib.contextmanager
-    def _making(self, diff_id: str, verb: str) -> Iterator[None]:
-        """One process at a time makes or removes a layer; failures of the disk are put into words."""
-        action = f"{verb} layer {diff_id.partition(':')[2][:12]}"
-        with explained(action):
-            os.makedirs(self.path, 0o700, exist_ok=True)
-            with locked(f"{self.path}/{_LOCK}{diff_id.partition(':')[2]}"):
-                yield
+    @cached_property
+    def _shelf(self) -> Shelf:
+        from nacre.storage.shelf import Shelf
 
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[str]:
-        """A directory of our own, locked as long as we live, gone afterwards unless it was renamed."""
-        path, fd = self._make_temporary()
-        try:
-            yield path
-        finally:
-            with contextlib.suppress(OSError):
-                remove_tree(path)
-            os.close(fd)
+        return Shelf(self.path)
 
-    def _make_temporary(self) -> tuple[str, int]:
-        while True:
-            path = f"{self.path}/{_TEMPORARY}{os.urandom(8).hex()}"
-            os.mkdir(path, 0o700)
-            # A sweeper may come between: then the directory is gone, and we take another.
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX)
-                    if os.path.samestat(os.fstat(fd), os.stat(path)):
-                        return path, fd
-                except FileNotFoundError:
-                    pass
-                except BaseException:
-                    os.close(fd)
-                    raise
-                os.close(fd)
-
-    def _sweep_one(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(path)
-        finally:
-            os.close(fd)
+    def _making(self, diff_id: str, verb: str) -> contextlib.AbstractContextManager[None]:
+        """One process at a time makes or removes a layer."""
+        self._directory(diff_id)  # a name that is one
+        name = diff_id.partition(":")[2]
+        return self._shelf.changing(name, f"{verb} layer {name[:12]}")
 
     def _build(self, diff_id: str, stream: Stream, path: str) -> None:
         import json
@@ -248,7 +219,7 @@ class LayerStore:
         os.mkdir(tree, 0o700)
         fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return extract(stream, fd, limits=limits)
+            return extract(stream, fd, limits=limits, user_namespace=self.choice.user_namespace)
         finally:
             os.close(fd)
 
@@ -268,21 +239,23 @@ class LayerStore:
             write_directory(tree, fd, uuid=_uuid(diff_id))
 
     def _publish(self, path: str, directory: str) -> None:
-        if not os.path.exists(f"{path}/{IMAGE}"):
+        part = IMAGE if os.path.exists(f"{path}/{IMAGE}") else TREE
+        if part == TREE:
             from nacre.linux.files import sync_filesystem
 
             sync_filesystem(path)
-        self._discard(directory)  # in a form that is of no use here
+        if os.path.exists(f"{directory}/{_RECORD}"):
+            # There in the other form, in which somebody may be using it.
+            os.rename(f"{path}/{part}", f"{directory}/{part}")
+            sync_directory(directory)
+            return
+        self._shelf.discard(directory)
         os.rename(path, directory)
         sync_directory(self.path)
 
-    def _discard(self, directory: str) -> None:
-        """Take a layer out of sight at once, then delete it."""
-        with self._temporary() as path:
-            try:
-                os.rename(directory, f"{path}/old")
-            except FileNotFoundError:
-                return
+
+def _missing(diff_id: str) -> NotFound:
+    return NotFound(f"layer {diff_id} is not on this host", hint="pull the image again")
 
 
 @contextlib.contextmanager

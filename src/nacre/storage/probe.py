@@ -1,8 +1,9 @@
-"""Which way of keeping layers works on this host: found out by trying, once per boot.
+"""Which storage drivers work on this host, in this directory: found out by trying, once per boot.
 
-The drivers, best first: **erofs**, one image per layer, stacked by overlayfs; **directory**, one tree per layer, stacked by
-overlayfs; **copy**, one tree per layer and a complete copy per container. Trying means mounting, in a process and a mount
-namespace of their own; the answer is kept in the run directory, so that the path of `run` only reads a small file.
+The drivers, best first: **erofs**, one image per layer, stacked by overlayfs; **overlay**, one tree per layer, stacked by
+overlayfs; **btrfs**, containers as snapshots; **fuse-overlayfs**, one tree per layer, stacked by a program; **vfs**, a complete
+copy per container. Trying means mounting, in a process and a mount namespace of their own; the answer is kept in the run
+directory, so that the path of `run` only reads a small file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import stat
 import sys
 import time
 
-from nacre.errors import HostError, InvalidArgument
+from nacre.errors import HostError, InvalidArgument, NacreError
 from nacre.linux.files import atomic_write
 from nacre.model.value import Value
 
-DRIVERS = ("erofs", "directory", "copy")
+DRIVERS = ("erofs", "overlay", "btrfs", "fuse-overlayfs", "vfs")
 VARIABLE = "NACRE_STORAGE_DRIVER"
+_ALIASES = {"overlay2": "overlay"}  # Docker's word
 _OK = "ok"
 _CACHE = "probe-storage.json"
 # Somebody may load a module; what works does not stop working.
@@ -26,23 +28,39 @@ _PATIENCE = 60.0
 
 
 class Abilities(Value):
-    """What the host can do. The word is "ok" or why not.
+    """What can be done with storage in a directory. The word is "ok" or why not.
 
-    erofs: mount an EROFS image (through: "file" or "loop"); overlay: mount overlayfs with the storage directory as its upper;
-    overlay_in_user_namespace: the same without privileges on the host.
+    erofs: mount an EROFS image (through: "file" or "loop"); overlay: mount overlayfs with the directory as its upper; btrfs: make
+    subvolumes and snapshots in it; fuse: the same as overlay, by the program fuse-overlayfs. user_namespace: we are in one, where
+    overlayfs keeps its marks in user.* attributes.
     """
 
     erofs: str
     through: str = ""
     overlay: str
-    overlay_in_user_namespace: str
+    btrfs: str
+    fuse: str
+    user_namespace: bool = False
+
+    def of(self, driver: str) -> str:
+        """Whether a driver can work: "ok" or why not."""
+        if driver in ("erofs", "overlay") and self.overlay != _OK:
+            return f"overlayfs cannot be used: {self.overlay}"
+        if driver == "erofs" and self.erofs != _OK:
+            return f"EROFS images cannot be mounted: {self.erofs}"
+        if driver == "btrfs" and self.btrfs != _OK:
+            return f"no snapshots can be made: {self.btrfs}"
+        if driver == "fuse-overlayfs" and self.fuse != _OK:
+            return f"fuse-overlayfs cannot be used: {self.fuse}"
+        return _OK
 
 
 class Choice(Value):
-    """The driver in use and why it is not a better one ("" for the best)."""
+    """The driver in use and why it is not a better one ("" for the best). user_namespace: as in `Abilities`."""
 
     driver: str
     reason: str = ""
+    user_namespace: bool = False
 
 
 def abilities(root: str, run_directory: str) -> Abilities:
@@ -71,31 +89,29 @@ def choose(root: str, run_directory: str, wanted: str | None = None) -> Choice:
     Raises InvalidArgument for a name that is no driver, HostError with the way out when one that was asked for cannot work.
     """
     wanted = wanted or os.environ.get(VARIABLE) or None
+    wanted = _ALIASES.get(wanted, wanted) if wanted else None
     if wanted is not None and wanted not in DRIVERS:
         raise InvalidArgument(f"there is no storage driver {wanted!r}", hint=f"choose one of: {', '.join(DRIVERS)}")
-    if wanted == "copy":
-        return Choice(driver="copy", reason="asked for")
     found = abilities(root, run_directory)
     if wanted is not None:
-        _require(wanted, found)
-        return Choice(driver=wanted, reason="" if wanted == "erofs" else "asked for")
-    if found.overlay != _OK:
-        return Choice(driver="copy", reason=f"overlayfs cannot be used: {found.overlay}")
-    if found.erofs != _OK:
-        return Choice(driver="directory", reason=f"EROFS images cannot be mounted: {found.erofs}")
-    return Choice(driver="erofs")
-
-
-def _require(driver: str, found: Abilities) -> None:
-    hint = "choose another one with --storage-driver or NACRE_STORAGE_DRIVER, or none to let nacre choose"
-    if found.overlay != _OK:
-        raise HostError(f"the storage driver {driver} cannot work: overlayfs cannot be used: {found.overlay}", hint=hint)
-    if driver == "erofs" and found.erofs != _OK:
-        raise HostError(f"the storage driver erofs cannot work: EROFS images cannot be mounted: {found.erofs}", hint=hint)
+        if (answer := found.of(wanted)) != _OK:
+            raise HostError(
+                f"the storage driver {wanted} cannot work in {root}: {answer}",
+                hint="choose another one with --storage-driver or NACRE_STORAGE_DRIVER, or none to let nacre choose",
+            )
+        return Choice(driver=wanted, reason="" if wanted == DRIVERS[0] else "asked for", user_namespace=found.user_namespace)
+    reasons: list[str] = []
+    for driver in DRIVERS:
+        if (answer := found.of(driver)) == _OK:
+            break
+        if answer not in reasons:
+            reasons.append(answer)
+    return Choice(driver=driver, reason="; ".join(reasons), user_namespace=found.user_namespace)
 
 
 def _complete(found: Abilities) -> bool:
-    return found.erofs == found.overlay == _OK
+    # Nobody will ever mount an image in a user namespace.
+    return found.overlay == _OK and (found.erofs == _OK or found.user_namespace)
 
 
 def _key(root: str) -> str:
@@ -103,7 +119,7 @@ def _key(root: str) -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot = file.read().strip()
     os.makedirs(root, 0o711, exist_ok=True)
-    return f"{boot} {os.stat(root).st_dev:x} {os.geteuid()}"
+    return f"{boot} {os.stat(root).st_dev:x} {os.geteuid()} {os.stat('/proc/self/ns/user').st_ino:x}"
 
 
 def _try(root: str) -> Abilities:
@@ -120,7 +136,7 @@ def _try(root: str) -> Abilities:
             said = check([sys.executable, "-I", "-S", "-c", code, directory])
         except HostError as error:
             reason = f"the probe failed: {error.message}"
-            return Abilities(erofs=reason, overlay=reason, overlay_in_user_namespace=reason)
+            return Abilities(erofs=reason, overlay=reason, btrfs=reason, fuse=reason)
     return Abilities.from_data(json.loads(said))
 
 
@@ -128,15 +144,20 @@ def main(directory: str) -> None:
     """In the child: try, and print `Abilities` as JSON."""
     import json
 
-    for name in ("overlay", "erofs", "user"):
+    from nacre.linux.userns import is_initial
+
+    for name in ("overlay", "erofs", "btrfs", "fuse"):
         os.mkdir(f"{directory}/{name}")
     erofs = _try_erofs(f"{directory}/erofs")
     through = erofs if erofs in ("file", "loop") else ""
+    inside = not is_initial()
     found = Abilities(
         erofs=_OK if through else erofs,
         through=through,
-        overlay=_try_overlay(f"{directory}/overlay", user=False),
-        overlay_in_user_namespace=_try_overlay(f"{directory}/user", user=True),
+        overlay=_try_overlay(f"{directory}/overlay", "userxattr" if inside else ""),
+        btrfs=_try_btrfs(f"{directory}/btrfs"),
+        fuse=_try_fuse(f"{directory}/fuse"),
+        user_namespace=inside,
     )
     sys.stdout.write(json.dumps(found.to_data()))
 
@@ -179,25 +200,73 @@ def _try_erofs(directory: str) -> str:
     return "loop" if said == _OK else said
 
 
-def _try_overlay(directory: str, *, user: bool) -> str:
+def _try_overlay(directory: str, options: str) -> str:
     """Mount an overlay whose upper is on the disk in question (not every file system can be one), write to it."""
     from nacre.linux.kernel import attempt, mount, unshare
-    from nacre.model.plan import MS_PRIVATE, MS_REC, NEWNS, NEWUSER
+    from nacre.model.plan import MS_PRIVATE, MS_REC, NEWNS
 
     def action() -> None:
-        uid, gid = os.geteuid(), os.getegid()
-        unshare(NEWNS | (NEWUSER if user else 0))
-        if user:
-            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-                with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-                    file.write(text)
+        unshare(NEWNS)
         mount("none", "/", "", MS_REC | MS_PRIVATE)
         for name in ("lower", "lower/deleted", "upper", "work", "merged"):
             os.mkdir(f"{directory}/{name}")
         os.chdir(directory)
-        mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work" + (",userxattr" if user else ""))
+        data = f"lowerdir=lower,upperdir=upper,workdir=work{',' if options else ''}{options}"
+        mount("overlay", "merged", "overlay", 0, data)
         os.rmdir("merged/deleted")
         os.mkdir("merged/deleted")
         os.stat("upper/deleted")
 
     return attempt(action)
+
+
+def _try_btrfs(directory: str) -> str:
+    """Make a subvolume and a snapshot of it."""
+    from nacre.linux import btrfs
+    from nacre.linux.kernel import attempt
+
+    def action() -> None:
+        if not btrfs.is_btrfs(directory):
+            raise OSError("the directory is not on Btrfs")
+        btrfs.create_subvolume(f"{directory}/subvolume")
+        btrfs.snapshot(f"{directory}/subvolume", f"{directory}/snapshot")
+
+    answer = attempt(action)
+    for name in ("snapshot", "subvolume"):
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{directory}/{name}")
+    return answer
+
+
+def _try_fuse(directory: str) -> str:
+    """Serve a directory through fuse-overlayfs."""
+    from nacre.linux.kernel import attempt, mount, unshare
+    from nacre.linux.run import find_program
+    from nacre.model.plan import MS_PRIVATE, MS_REC, NEWNS
+    from nacre.storage import fuse
+
+    if not find_program(fuse.PROGRAM):
+        return "the program is not installed (apt-get install fuse-overlayfs)"
+
+    def action() -> None:
+        unshare(NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        try:
+            fuse.attempt(directory)
+        except NacreError as error:
+            raise OSError(error.message) from error
+
+    return attempt(action)
+
+
+def backing(root: str) -> str:
+    """The type of the file system that a directory lies on, as the kernel calls it (ext4, xfs, btrfs ...); "" when unknown."""
+    path = os.path.realpath(root)
+    best, kind = "", ""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            point = left.split(" ")[4].encode("latin-1", "surrogateescape").decode("unicode_escape", "surrogateescape")
+            if (f"{path}/".startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+                best, kind = point, right.split(" ", 1)[0]
+    return kind

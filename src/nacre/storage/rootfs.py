@@ -3,8 +3,8 @@
 ::
 
     <root>/containers/<id>/upper/{upper,work}   level process: what overlayfs writes to
-    <root>/containers/<id>/upper.ext4           level vm: a sparse disk with the same two directories inside
-    <root>/containers/<id>/tree/                driver copy: everything
+    <root>/containers/<id>/tree/                drivers btrfs and vfs: everything
+    <root>/containers/<id>/upper.ext4           level vm: a sparse disk with upper and work inside
     <root>/templates/ext4-*                     empty disks, copied (or reflinked) in milliseconds
 
 Everything is named by the container's id, and a part appears complete, by a rename, or not at all.
@@ -18,12 +18,14 @@ import os
 from nacre.errors import InvalidArgument
 from nacre.linux.files import disk_usage, explained, locked, remove_tree, sparse_copy
 from nacre.model.container import Rootfs
+from nacre.storage.driver import TREE, UPPER, WORKING, Limit, driver, make_pair, new_working
 from nacre.storage.layers import LayerStore
 
 DISK_SIZE = 16 << 30
 _SMALLEST = 16 << 20
-_PARTS = ("upper", "upper.ext4", "tree")
-_WORKING = ".making-"
+_SUBVOLUME = 256  # inode number of the root of every subvolume of Btrfs
+_DISK = "upper.ext4"
+_PARTS = (UPPER, _DISK, TREE)
 
 
 class RootfsStore:
@@ -33,11 +35,14 @@ class RootfsStore:
         self._root = os.path.abspath(root)
         self._layers = layers
 
-    def prepare(self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False, disk_size: int = DISK_SIZE) -> Rootfs:
+    def prepare(
+        self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False, disk_size: int = DISK_SIZE, limit: Limit | None = None
+    ) -> Rootfs:
         """Make what is missing of a container's root file system; what is there keeps its content.
 
         diff_ids: layers, base first. disk: for a virtual machine, with a disk of `disk_size` bytes (it occupies what is
-        written to it) above images, whatever the driver; otherwise directories.
+        written to it) above images, whatever the driver; otherwise as the driver of the layer store does it. limit: what the
+        container may write (not for disks), heeded when its part is made.
         Raises NotFound for a missing layer, InvalidArgument, NoSpace, HostError.
         """
         directory = self._directory(container_id)
@@ -45,26 +50,35 @@ class RootfsStore:
             os.makedirs(directory, 0o711, exist_ok=True)
             if disk:
                 images = tuple(self._layers.image(diff_id) for diff_id in diff_ids)
-                path = self._make_disk(directory, diff_ids, disk_size)
-                return Rootfs(driver="erofs", layers=images, disk=path)
-            layers = tuple(self._layers.get(diff_id) for diff_id in diff_ids)
-            driver = self._layers.driver
-            if driver == "copy":
-                return Rootfs(driver=driver, layers=layers, tree=self._make_tree(directory, diff_ids))
-            return Rootfs(driver=driver, layers=layers, upper=self._make_upper(directory, diff_ids))
+                return Rootfs(driver="erofs", layers=images, disk=self._make_disk(directory, diff_ids, disk_size))
+            return driver(self._layers.driver, self._layers).prepare(directory, diff_ids, limit)
+
+    def release(self, container_id: str) -> None:
+        """End what a driver keeps running for a container that does not run any more. Idempotent. Raises HostError."""
+        if os.path.isdir(f"{self._layers.run}/fuse/{container_id}"):
+            from nacre.storage import fuse
+
+            fuse.release(self._layers.run, container_id)
 
     def remove(self, container_id: str) -> None:
         """Delete a container's files. Idempotent; a removal that was interrupted is completed by the next. Raises HostError."""
         directory = self._directory(container_id)
+        self.release(container_id)
         with explained(f"remove the file system of container {container_id[:12]}"):
-            for part in _PARTS:
-                remove_tree(f"{directory}/{part}")
-            with contextlib.suppress(FileNotFoundError):
-                for name in os.listdir(directory):
-                    if name.startswith(_WORKING):
-                        remove_tree(f"{directory}/{name}")
+            for part in (f"{directory}/{name}" for name in self._parts(directory)):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.lstat(part).st_ino == _SUBVOLUME:
+                        from nacre.linux import btrfs
+
+                        btrfs.destroy(part)
+                remove_tree(part)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+
+    def _parts(self, directory: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return [name for name in os.listdir(directory) if name in _PARTS or name.startswith(WORKING)]
+        return []
 
     def usage(self, container_id: str) -> int:
         """Bytes of disk that the container itself occupies, without its layers."""
@@ -77,60 +91,13 @@ class RootfsStore:
             raise InvalidArgument(f"{container_id!r} is no id of a container")
         return f"{self._root}/containers/{container_id}"
 
-    # -- level process
-
-    def _make_upper(self, directory: str, diff_ids: tuple[str, ...]) -> str:
-        path = f"{directory}/upper"
-        if not os.path.isdir(path):
-            working = f"{directory}/{_WORKING}{os.urandom(8).hex()}"
-            os.mkdir(working, 0o700)
-            self._make_pair(working, self._layers.root_attributes(diff_ids))
-            self._place(working, path)
-        return path
-
-    def _make_pair(self, path: str, attributes: tuple[int, int, int]) -> None:
-        """The two directories of overlayfs. The root of the merged tree is the upper directory, so it gets the image's attributes."""
-        mode, uid, gid = attributes
-        os.mkdir(f"{path}/work", 0o700)
-        os.mkdir(f"{path}/upper", 0o700)
-        if (uid, gid) != (os.geteuid(), os.getegid()):
-            os.chown(f"{path}/upper", uid, gid)
-        os.chmod(f"{path}/upper", mode)
-
-    def _make_tree(self, directory: str, diff_ids: tuple[str, ...]) -> str:
-        path = f"{directory}/tree"
-        if not os.path.isdir(path):
-            from nacre.storage.merge import merge_layers
-
-            working = f"{directory}/{_WORKING}{os.urandom(8).hex()}"
-            os.mkdir(working, 0o700)
-            try:
-                merge_layers([self._layers.get(diff_id).path for diff_id in diff_ids], working)
-                mode, uid, gid = self._layers.root_attributes(diff_ids)
-                os.chown(working, uid, gid)
-                os.chmod(working, mode)
-                self._place(working, path)
-            except BaseException:
-                remove_tree(working)
-                raise
-        return path
-
-    def _place(self, working: str, path: str) -> None:
-        """Give a finished part its name, unless somebody else was faster."""
-        try:
-            os.rename(working, path)
-        except OSError:
-            remove_tree(working)
-            if not os.path.isdir(path):
-                raise
-
     # -- level vm
 
     def _make_disk(self, directory: str, diff_ids: tuple[str, ...], size: int) -> str:
-        path = f"{directory}/upper.ext4"
+        path = f"{directory}/{_DISK}"
         if not os.path.exists(path):
             template = self._template(size, self._layers.root_attributes(diff_ids))
-            working = f"{directory}/{_WORKING}{os.urandom(8).hex()}"
+            working = new_working(directory)
             sparse_copy(template, working)
             os.rename(working, path)
         return path
@@ -166,7 +133,7 @@ class RootfsStore:
             remove_tree(part)
         try:
             os.mkdir(f"{working}.d", 0o700)
-            self._make_pair(f"{working}.d", attributes)
+            make_pair(f"{working}.d", attributes)
             with open(working, "wb") as file:
                 file.truncate(size)
             check(["mkfs.ext4", "-q", "-F", *_options(size), "-d", f"{working}.d", working])

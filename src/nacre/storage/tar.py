@@ -58,7 +58,7 @@ class Limits(Value):
 
     entries: int = 1_000_000
     names: int = 256 << 20
-    bytes: int = 256 << 30
+    bytes: int = 128 << 30
     path: int = 4095
     header: int = 1 << 20
     extents: int = 1 << 16
@@ -476,7 +476,7 @@ class Reader:
             hint="the image is damaged or was not made for containers; pull it again or use another tag",
         )
 
-    def _too_much(self, what: str = "", way: str = "NACRE_LAYER_LIMIT=<bytes>") -> NoReturn:
+    def _too_much(self, what: str = "", way: str = "NACRE_LAYER_BYTES=<number>") -> NoReturn:
         raise BadContent(
             f"the layer unpacks to more than {what or f'{self._limits.bytes} bytes'}",
             hint=f"if the image is meant to be this large, raise the limit: {way}",

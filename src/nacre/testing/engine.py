@@ -50,7 +50,7 @@ class FakeRootfs:
     def prepare(self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False) -> Rootfs:
         """Remember the id."""
         self.prepared.add(container_id)
-        return Rootfs(driver="fake")
+        return Rootfs(driver="")
 
     def remove(self, container_id: str) -> None:
         """Forget it."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -17,8 +18,10 @@ from typing import Any
 from nacre.errors import BadContent, InvalidArgument, NotFound
 from nacre.linux.kernel import mount
 from nacre.linux.run import check, run
+from nacre.linux.userns import is_initial
 from nacre.model.container import LayerMount, Rootfs
 from nacre.model.plan import MS_BIND, MS_RDONLY
+from nacre.storage.fuse import unmount
 from nacre.storage.layers import LayerStore
 from nacre.storage.rootfs import RootfsStore
 
@@ -71,7 +74,11 @@ def mounted(rootfs: Rootfs, scratch: str) -> Iterator[str]:
     """The root file system put together in an empty directory, as the isolation levels do it; unmounted afterwards."""
     with contextlib.ExitStack() as stack:
         if rootfs.tree:
-            yield rootfs.tree
+            try:
+                yield rootfs.tree
+            finally:
+                if rootfs.upper:
+                    unmount(rootfs.tree)  # fuse-overlayfs serves it
             return
         upper = rootfs.upper
         if rootfs.disk:
@@ -81,6 +88,7 @@ def mounted(rootfs: Rootfs, scratch: str) -> Iterator[str]:
         lower = [_mount_layer(stack, part, _point(scratch, f"l{number}")) for number, part in enumerate(rootfs.layers)]
         point = _point(scratch, "root")
         options = f"lowerdir={':'.join(reversed(lower))},upperdir={upper}/upper,workdir={upper}/work"
+        options += f",{rootfs.options}" if rootfs.options else ""
         mount("overlay", point, "overlay", 0, options)
         stack.callback(_unmount, point)
         yield point
@@ -184,8 +192,11 @@ def check_attributes(make: Make, scratch: str) -> None:
         assert seen["a-name"][6] == ("a-name", "b-name")
         assert os.lstat(f"{root}/a-name").st_nlink == 2
         assert seen["link"][1:5] == (7, 8, TIME * 10**9, "/bin/su")
-        assert seen["null"][:3] + seen["null"][4:5] == ("crw-rw-rw-", 9, 0, os.makedev(1, 3))
-        assert seen["disk"][4] == os.makedev(8, 0x12345)
+        if not is_initial():
+            assert not {"null", "disk"} & seen.keys()  # nobody may make them there, nor use them
+        else:
+            assert seen["null"][:3] + seen["null"][4:5] == ("crw-rw-rw-", 9, 0, os.makedev(1, 3))
+            assert seen["disk"][4] == os.makedev(8, 0x12345)
         assert seen["pipe"][:3] == ("prw-r-----", 0, 3)
         assert seen[f"{long_path}/{'f' * 255}"][4][0] == 4
         assert seen["caf\udce9"][4][0] == 7
@@ -344,7 +355,12 @@ def check_removal(make: Make, scratch: str) -> None:
     with mounted(stores.prepare("mess", (diff_id,)), scratch) as root:
         fd = os.open(root, os.O_PATH)
         for _ in range(300):
-            os.mkdir("a-name-that-adds-up", dir_fd=fd)
+            try:
+                os.mkdir("a-name-that-adds-up", dir_fd=fd)
+            except OSError as error:
+                # A driver that works by path has an end.
+                assert error.errno == errno.ENAMETOOLONG
+                break
             inner = os.open("a-name-that-adds-up", os.O_PATH, dir_fd=fd)
             os.close(fd)
             fd = inner
