@@ -167,14 +167,16 @@ def test_little_space() -> None:
     assert look(machine(free=10**8))["disk space"].status == "fail"
 
 
-def test_an_ordinary_user_learns_what_rootless_would_need() -> None:
-    host = machine(uid=1000)
-    found = look(host.replace(programs={}, kernel=good(kvm="Permission denied", sysctls={"kernel.unprivileged_userns_clone": "0"})))
-    assert found["privileges"].fix == "sudo nacre ..."
-    assert "subordinate ids" in found["rootless"].found
-    assert "apt-get install uidmap" in found["rootless"].fix
+def test_an_ordinary_user_learns_what_stands_in_the_way() -> None:
+    host = machine(uid=1000, obstacles=(("no newuidmap", "apt-get install uidmap"), ("no ids", "usermod")), delegation=((), "systemd-run"))
+    found = look(host.replace(kernel=good(sysctls={"kernel.unprivileged_userns_clone": "0"})))
     assert found["user namespaces"].fix == "sysctl -w kernel.unprivileged_userns_clone=1"
-    assert "are there" in look(host.replace(subordinate=True))["rootless"].found
+    assert (found["rootless"].status, found["rootless"].found) == ("fail", "no newuidmap; no ids")
+    assert found["rootless"].fix == "apt-get install uidmap; usermod"
+    assert (found["limits"].status, found["limits"].fix) == ("info", "systemd-run")
+    found = look(host.replace(obstacles=(), delegation=(("memory", "pids"), "")))
+    assert (found["rootless"].status, found["rootless"].fix) == ("ok", "")
+    assert found["limits"].found == "delegated to this user: memory pids"
 
 
 def test_a_kernel_that_did_not_answer_is_said_and_nothing_is_made_up() -> None:

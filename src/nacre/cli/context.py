@@ -43,6 +43,11 @@ class Context:
             self._engine = Engine(root, run_root, storage_driver=storage_driver)
         return self._engine
 
+    @property
+    def directories(self) -> tuple[str | None, str | None]:
+        """The durable and the run-time directory that were asked for with global options, None = not."""
+        return self._where[:2]
+
     def close(self) -> None:
         """Closes the engine if one was made."""
         if self._engine is not None:

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from functools import cached_property
 
-from nacre.engine.core import Core
 from nacre.errors import NotFound
-from nacre.model.image import Image, Progress
 from nacre.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
     from nacre.engine.containers import Container, Containers
-    from nacre.engine.doctor import Check
+    from nacre.engine.doctor import Check, user_checks
     from nacre.engine.images import Images
     from nacre.engine.lifecycle import Lifecycle
     from nacre.engine.networks import Networks
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from nacre.isolation.rootless import enter
     from nacre.isolation.stream import Stream
     from nacre.model.container import ContainerSpec
+    from nacre.model.image import Image, Progress
 
 _HOMES = {
     "Check": "engine.doctor",
@@ -39,8 +38,11 @@ _HOMES = {
     "Stream": "isolation.stream",
     "Volumes": "engine.volumes",
     "enter": "isolation.rootless",
+    "user_checks": "engine.doctor",
 }
-__all__ = ["Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes", "enter", "version"]
+__all__ = [
+    "Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes", "enter", "user_checks", "version",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -77,6 +79,8 @@ class Engine:
     """
 
     def __init__(self, root: str | None = None, run: str | None = None, *, storage_driver: str | None = None) -> None:
+        from nacre.engine.core import Core  # not at the top: the OCI runtime's facade beside this one does without a database
+
         self._core = Core(root, run, storage_driver)
 
     @cached_property
@@ -129,7 +133,7 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What this engine uses and holds."""
-        from nacre.isolation.process import cgroup_kind
+        from nacre.isolation.process import cgroup_kind, is_host_root
         from nacre.model.container import State
 
         states = [container.state for container in self.containers.list(all=True)]
@@ -145,6 +149,8 @@ class Engine:
             "StorageDriver": self._core.layers.driver,
             "StorageDriverReason": self._core.layers.choice.reason,
             "CgroupLayout": cgroup_kind(),
+            "Rootless": not is_host_root(),
+            "NetworkUplink": self._core.network.uplink(),
             "IsolationLevels": ["process", "vm"],
             "NCPU": os.cpu_count() or 1,
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -52,7 +52,8 @@ class Host(Value):
     distribution: ID and ID_LIKE of os-release(5); programs: name -> path; versions: name -> first line of its --version;
     devices: the devices that QEMU knows; guests: kind (minimal, distribution) -> path of a guest kernel; sharing: those of the
     kinds that can mount the host's directories; obstacle: why no guest runs on KVM, "" = one does, None = not known;
-    free, size: bytes on the disk of `root`.
+    free, size: bytes on the disk of `root`; obstacles: (problem, way out) of what keeps an ordinary user from having containers;
+    delegation: the controllers that an ordinary user may set limits with, or how to get them.
     """
 
     kernel: dict[str, Any] = {}
@@ -69,7 +70,8 @@ class Host(Value):
     root: str = "/var/lib/nacre"
     free: int = 0
     size: int = 0
-    subordinate: bool = False
+    obstacles: tuple[tuple[str, str], ...] = ()
+    delegation: tuple[tuple[str, ...], str] = ((), "")
     engines: tuple[str, ...] = ()
 
     def install(self, *packages: str) -> str:
@@ -97,8 +99,16 @@ def checks(root: str = "", run: str = "", *, network: Problems | None = None, ho
     return sorted(found, key=lambda check: _ORDER.index(check.name) if check.name in _ORDER else len(_ORDER))
 
 
+def user_checks(root: str | None = None, run: str | None = None) -> list[Check]:
+    """The same for an ordinary user, without entering or making the user's namespaces. Never raises."""
+    from nacre.isolation import rootless
+    from nacre.network.rootless import obstacles
+
+    return checks(*rootless.directories(root, run), network=obstacles)
+
+
 _ORDER = [
-    "kernel", "privileges", "rootless", "namespaces", "user namespaces", "cgroups", "cgroup controllers", "overlayfs", "erofs",
+    "kernel", "privileges", "rootless", "limits", "namespaces", "user namespaces", "cgroups", "cgroup controllers", "overlayfs", "erofs",
     "mkfs.erofs", "mkfs.ext4", "seccomp", "nftables", "ip forwarding", "network", "disk space", "kvm", "qemu", "guest kernel, minimal",
     "guest kernel, distribution", "shared directories in VMs", "other engines",
 ]  # fmt: skip
@@ -130,10 +140,7 @@ def _kernel(host: Host) -> list[Check]:
 
 def _privileges(host: Host) -> list[Check]:
     if host.uid:
-        return [
-            Check(name="privileges", status="fail", found=f"user id {host.uid}; containers are started by root", fix="sudo nacre ..."),
-            _rootless(host),
-        ]
+        return [Check(name="privileges", status="info", found=f"user id {host.uid}, not root"), _rootless(host), _delegation(host)]
     if not host.kernel:
         return [Check(name="privileges", status="info", found="root; its capabilities are unknown")]
     held = {name.removeprefix("CAP_") for name in host.kernel["capabilities"]}
@@ -149,18 +156,19 @@ def _privileges(host: Host) -> list[Check]:
 
 
 def _rootless(host: Host) -> Check:
-    """What this host would lack for containers without root."""
-    lacking, fixes = [], []
-    if host.kernel.get("namespaces", {}).get("user") != "ok":
-        lacking.append("user namespaces for everyone")
-    if not host.subordinate:
-        lacking.append("subordinate ids")
-        fixes.append(f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {os.environ.get('USER') or host.uid}")
-    if not {"newuidmap", "newgidmap"} <= set(host.programs):
-        lacking.append("newuidmap and newgidmap")
-        fixes.append(host.install("uidmap"))
-    found = f"would need {', '.join(lacking)}" if lacking else "user namespaces, subordinate ids and newuidmap are there"
-    return Check(name="rootless", status="info", found=f"not supported yet; {found}", fix="; ".join(fixes))
+    """Whether this ordinary user can have containers."""
+    if not host.obstacles:
+        return Check(name="rootless", status="ok", found="user namespaces, subordinate ids and newuidmap are there")
+    problems, ways = zip(*host.obstacles, strict=True)
+    return Check(name="rootless", status="fail", found="; ".join(problems), fix="; ".join(ways))
+
+
+def _delegation(host: Host) -> Check:
+    """Whether this ordinary user's containers can have limits."""
+    controllers, way = host.delegation
+    if controllers:
+        return Check(name="limits", status="ok", found=f"delegated to this user: {' '.join(controllers)}")
+    return Check(name="limits", status="info", found="no control group is delegated to this user: containers run without limits", fix=way)
 
 
 def _namespaces(host: Host) -> list[Check]:
@@ -274,7 +282,7 @@ def _network(host: Host, problems: Callable[[], list[tuple[str, str]]] | None) -
     if forwarding:
         text = "on" if forwarding == "1" else "off; the first network switches it on"
         found.append(Check(name="ip forwarding", status="ok" if forwarding == "1" else "info", found=text))
-    if problems is not None and not host.uid and program:
+    if problems is not None and program:
         found += [Check(name="network", status="warn", found=problem, fix=way) for problem, way in problems()]
     return found
 
@@ -364,6 +372,8 @@ _PARTS = (
 
 def gather(root: str = "", run: str = "") -> Host:
     """Look at this host once. Never raises; takes a fraction of a second, at most the sum of the time limits."""
+    from nacre.isolation import rootless
+
     root = root or os.environ.get("NACRE_ROOT") or "/var/lib/nacre"
     machine = os.uname().machine
     qemu = f"qemu-system-{machine}"
@@ -395,7 +405,8 @@ def gather(root: str = "", run: str = "") -> Host:
         root=root,
         free=free,
         size=size,
-        subordinate=_has_subordinate_ids(),
+        obstacles=_or((), rootless.obstacles) if os.geteuid() else (),
+        delegation=_or(((), ""), rootless.delegation) if os.geteuid() else ((), ""),
         engines=_engines(),
     )
 
@@ -499,14 +510,6 @@ def _disk_usage(root: str) -> tuple[int, int]:
         root = os.path.dirname(root) or "/"
     space = os.statvfs(root)
     return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-
-
-def _has_subordinate_ids() -> bool:
-    """Is there a range for this user in /etc/subuid (subuid(5))?"""
-    names = {str(os.geteuid()), os.environ.get("USER", "")}
-    with contextlib.suppress(OSError), open("/etc/subuid", encoding="utf-8") as file:
-        return any(line.partition(":")[0] in names for line in file)
-    return False
 
 
 def _engines() -> tuple[str, ...]:

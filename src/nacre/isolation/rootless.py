@@ -74,8 +74,7 @@ def maps() -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int]
         if not found:
             raise HostError(
                 f"user {name} has no subordinate {kind}s: /etc/sub{kind} has no range for it",
-                hint=f"as root: usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST {name}, 65536 ids that nobody else has: "
-                f"for example {_free_range()}",
+                hint=f"as root: usermod --add-subuids {_free_range()} --add-subgids {_free_range()} {name}",
             )
     return userns.extents(uid, ranges["uid"]), userns.extents(gid, ranges["gid"])
 
@@ -92,6 +91,16 @@ def obstacles() -> list[tuple[str, str]]:
         except HostError as error:
             found.append((error.message, error.hint))
     return found
+
+
+def delegation() -> tuple[tuple[str, ...], str]:
+    """The controllers with which this user's containers can be limited; when there are none, also what the administrator can do."""
+    from nacre.linux.cgroups import layout
+    from nacre.linux.delegation import delegated, way_out
+
+    found = delegated(layout())
+    names = (*found.v1, *found.v2)
+    return tuple(sorted(names)), "" if names else way_out(layout())
 
 
 def keep(run: str, plan: Spawn, ready: Callable[[], bool]) -> str:

@@ -194,6 +194,10 @@ class NetworkManager:
         # The host's end counts the other way round.
         return (link.tx, link.rx) if link else (0, 0)
 
+    def uplink(self) -> str:
+        """What carries traffic to the outside, for `nacre info`."""
+        return "the host's routing"
+
     def diagnose(self) -> list[tuple[str, str]]:
         """What on this host stands in the way of container networks: (problem, way out) for each. For `nacre doctor`."""
         from nacre.linux import nft

@@ -70,6 +70,20 @@ def uplinks() -> tuple[str, ...]:
     return tuple(name for name in ((wanted,) if wanted else known) if find_program(name))
 
 
+def obstacles() -> list[tuple[str, str]]:
+    """What stands in the way of an ordinary user's networks on this host: (problem, way out) for each."""
+    from nacre.linux import nft
+
+    found = []
+    if not nft.available():
+        found.append(("nftables is not installed: no networks, no published ports", "apt-get install nftables"))
+    if not uplinks():
+        found.append(("neither pasta nor slirp4netns is installed: containers of an ordinary user have no network", _INSTALL))
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        found.append(("/dev/net/tun cannot be opened by this user: its containers have no network", "as root: chmod 666 /dev/net/tun"))
+    return found
+
+
 class RootlessNetwork(NetworkManager):
     """Networks and endpoints of an ordinary user's engine. keep: starts the uplink (see `Keep`)."""
 
@@ -133,20 +147,11 @@ class RootlessNetwork(NetworkManager):
         return self._inside(lambda: NetworkManager.stats(self, endpoint)) if endpoint.host_interface else (0, 0)
 
     def diagnose(self) -> list[tuple[str, str]]:
-        """What stands in the way of an ordinary user's networks: (problem, way out) for each."""
-        from nacre.linux import nft
+        """As `obstacles`."""
+        return obstacles()
 
-        found = []
-        if not nft.available():
-            found.append(("nftables is not installed: no networks, no published ports", "apt-get install nftables"))
-        if not uplinks():
-            found.append(("neither pasta nor slirp4netns is installed: an ordinary user's containers reach nothing outside", _INSTALL))
-        if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-            found.append(("/dev/net/tun cannot be opened by this user: no uplink for containers", "chmod 666 /dev/net/tun (as root)"))
-        return found
-
-    def describe(self) -> str:
-        """How containers reach the outside, for `nacre info`."""
+    def uplink(self) -> str:
+        """The program that carries traffic to the outside, for `nacre info`."""
         with contextlib.suppress(OSError), open(f"{self._state}/uplink", encoding="ascii") as file:
             return file.read().strip()
         return next(iter(uplinks()), "none")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 from nacre.cli.context import Context, is_terminal
 from nacre.cli.flags import Arguments, Command, Flag
-from nacre.errors import Denied
 
 if TYPE_CHECKING:
     from nacre.engine import Check
@@ -38,16 +38,12 @@ def run(ctx: Context, args: Arguments) -> int:
 
 
 def _checks(ctx: Context) -> list[Check]:
-    """Also for a user who may not use the engine's directories: then what depends on a directory is tried in a temporary one."""
-    try:
+    """Also for a user who cannot have an engine: to say why is what this command is for."""
+    if not os.geteuid():
         return ctx.engine.doctor()
-    except Denied:
-        import tempfile
+    from nacre.engine import user_checks
 
-        from nacre.engine import Engine
-
-        with tempfile.TemporaryDirectory(prefix="nacre-doctor-") as directory, Engine(directory, f"{directory}/run") as engine:
-            return engine.doctor()
+    return user_checks(*ctx.directories)
 
 
 COMMANDS = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command, Flag
+from nacre.errors import Denied, HostError
 from nacre.version import VERSION
 
 
@@ -17,12 +19,22 @@ def short_version() -> str:
 
 def version(ctx: Context, args: Arguments) -> int:
     """`nacre version`."""
-    return _show(ctx, ctx.engine.version(), args.format)
+    from nacre import engine
+
+    return _show(ctx, engine.version(), args.format)
 
 
 def info(ctx: Context, args: Arguments) -> int:
-    """`nacre info`."""
-    return _show(ctx, ctx.engine.info(), args.format)
+    """`nacre info`. A user who cannot have an engine learns why, and what there is without one."""
+    try:
+        return _show(ctx, ctx.engine.info(), args.format)
+    except (Denied, HostError) as error:
+        if not os.geteuid():
+            raise
+        from nacre import engine
+
+        ctx.report(error)
+        return _show(ctx, {**engine.version(), "Rootless": {"Usable": False, "Reason": error.message, "WayOut": error.hint}}, args.format)
 
 
 def _show(ctx: Context, answer: dict[str, Any], form: str) -> int:

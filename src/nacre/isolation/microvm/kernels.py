@@ -17,12 +17,14 @@ import struct
 from collections.abc import Iterable
 
 from nacre.errors import HostError, InvalidArgument, NotFound, Unsupported
+from nacre.linux import userns
 from nacre.linux.files import atomic_write
 from nacre.model.value import Value
 
 INSTALL = "run: make guest-kernel, or: apt-get install linux-image-cloud-amd64"
 MODULE_ROOTS = ("/lib/modules", "/usr/lib/modules")
 BOOT = "/boot"
+SHARED = "/var/cache/nacre"  # root's cache, readable for everybody
 
 # What a guest cannot do without, and what it uses when it is there; by the names of the modules.
 NEEDED = ("virtio_console", "virtio_blk", "erofs", "overlay", "ext4")
@@ -57,8 +59,8 @@ def cache_directory() -> str:
     given = os.environ.get("NACRE_CACHE")
     if given:
         return os.path.abspath(given)
-    if os.geteuid() == 0:
-        return "/var/cache/nacre"
+    if os.geteuid() == 0 and userns.is_initial():
+        return SHARED
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nacre")
 
 
@@ -93,8 +95,9 @@ def _best() -> GuestKernel:
 
 
 def minimal() -> str:
-    """Path of our own kernel, whether it is built or not."""
-    return f"{cache_directory()}/kernels/current/vmlinux"
+    """Path of our own kernel, whether it is built or not. An ordinary user may use the one that root has built."""
+    own, shared = (f"{directory}/kernels/current/vmlinux" for directory in (cache_directory(), SHARED))
+    return shared if os.path.exists(shared) and not os.path.exists(own) and "NACRE_CACHE" not in os.environ else own
 
 
 def candidates() -> tuple[str, ...]:
