@@ -166,7 +166,7 @@ def test_virtual_machine(golden: Golden) -> None:
         scratch="/run/nacre/etc",
         rootfs=guest_rootfs_ops(rootfs),
         join=("/sys/fs/cgroup/container/cgroup.procs",),
-        cgroup_setup=guest_cgroup_ops("/sys/fs/cgroup/container", 64 << 20, 100),
+        cgroup_setup=guest_cgroup_ops("/sys/fs/cgroup/container", [("memory.max", str(64 << 20)), ("memory.swap.max", "0"), ("pids.max", "100")]),
         cgroup=(("cgroup2", "cgroup2", "", ""),),
         binds={"/data": (op(Code.MKDIR, "%/data", 0o755), op(Code.BIND, "/stage/binds/0", "%/data", MS_BIND | MS_REC))},
         oom="/sys/fs/cgroup/container/memory.events",

@@ -379,14 +379,11 @@ def _etc_binds(place: Place, etc: Etc, flags: int) -> list[Op]:
     return [op(Code.BIND, f"{place.scratch}/{name}", f"%/etc/{name}", flags) for name, _ in _etc_entries(etc)]
 
 
-def guest_cgroup_ops(path: str, memory: int, pids: int) -> tuple[Op, ...]:
-    """Make a cgroup v2 below the guest's root and set the container's own limits in it (bytes, count; 0 = none)."""
-    limits = [("memory.max", memory), ("memory.swap.max", 0)] if memory else []
-    limits += [("pids.max", pids)] if pids > 0 else []
-    return (
-        op(Code.MKDIR, path, 0o755),
-        *(op(Code.WRITE, f"{path}/{name}", str(value).encode(), WRITE_OPTIONAL) for name, value in limits),
-    )
+def guest_cgroup_ops(path: str, files: Iterable[tuple[str, str]]) -> tuple[Op, ...]:
+    """Make a cgroup v2 below the guest's root and set the container's own limits in it: (file, value)."""
+    # A guest's kernel without swap has nothing to limit.
+    optional = {"memory.swap.max": WRITE_OPTIONAL}
+    return (op(Code.MKDIR, path, 0o755), *(op(Code.WRITE, f"{path}/{name}", value.encode(), optional.get(name, 0)) for name, value in files))
 
 
 def makedev(major: int, minor: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nacre.errors import HostError, SandboxError, Unsupported
 from nacre.isolation import Driver, Pausable
@@ -14,6 +14,10 @@ from nacre.isolation.plan import Place
 from nacre.linux import cgroups, devices
 from nacre.model.container import ContainerSpec, LayerMount, Resources, Rootfs, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 GREETING = 10.0
 
@@ -79,7 +83,7 @@ class Process(Driver, Pausable):
         where, root = manageable(), is_host_root()
         group = cgroups.find(sandbox.id, where=where)
         if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
-            group = cgroups.planned(sandbox.id, sandbox.spec.resources, where=where)
+            group = cgroups.planned(sandbox.id, limits_object(sandbox.spec.resources, where), where=where)
         block = sandbox.owner if sandbox.spec.userns == "private" else 0
         return Place(
             stage=f"{sandbox.directory}/stage",
@@ -149,12 +153,21 @@ def make_group(name: str, limits: Resources, rules: Sequence[devices.DeviceRule]
     """
     where = manageable()
     if is_host_root() or where.kind != "none":
-        return cgroups.create(name, limits, rules=rules if is_host_root() else None, where=where)
+        return cgroups.create(name, limits_object(limits, where), rules=rules if is_host_root() else None, where=where)
     if limits != Resources():
         from nacre.linux.delegation import way_out
 
         raise Unsupported("limits cannot be set: no control group is delegated to this user", hint=way_out(cgroups.layout()))
     return cgroups.find(name, where=where)
+
+
+def limits_object(limits: Resources, where: cgroups.Layout) -> Mapping[str, Any]:
+    """The OCI `linux.resources` object of limits, {} when there are none: then nothing more is loaded. Raises InvalidArgument."""
+    if limits == Resources():
+        return {}
+    from nacre.isolation.limits import resources_object
+
+    return resources_object(limits, where)
 
 
 def device_rules(spec: ContainerSpec) -> tuple[devices.DeviceRule, ...] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nacre.errors import InvalidArgument
 from nacre.isolation.plan import Security
-from nacre.linux import capabilities, cgroups, seccomp
+from nacre.linux import capabilities, seccomp
 from nacre.linux.process import RLIM_INFINITY, rlimit_number, signal_number
-from nacre.model.container import ContainerSpec, Level, Ulimit
+from nacre.model.container import ContainerSpec, Level, Resources, Ulimit
 
 _OPTIONS = ("seccomp", "no-new-privileges", "systempaths", "apparmor", "label")
 _VALUES = {"no-new-privileges": ("", "true", "false"), "systempaths": ("unconfined",)}
@@ -18,7 +18,10 @@ _OWN_SYSCTLS = frozenset(
 
 def check(spec: ContainerSpec) -> None:
     """Refuse limits, capabilities, options and kernels that cannot be had. Raises InvalidArgument."""
-    cgroups.check(spec.resources)
+    if spec.resources != Resources():
+        from nacre.isolation import limits
+
+        limits.check(spec.resources, spec.isolation)
     capabilities.resolve(spec.cap_add, spec.cap_drop, spec.privileged)
     for limit in spec.ulimits:
         rlimit_number(limit.name)

@@ -1,7 +1,9 @@
 """Control groups on every layout a host may have: v2 alone, v1 with a mount per controller, and hybrids of the two.
 
-A group is known by a name and lives at ``nacre/<name>`` below the mount of each controller that is used. Sources: the
-kernel's admin-guide/cgroup-v1/*.rst and admin-guide/cgroup-v2.rst. Warnings and errors about limits use Docker's words.
+A group is one directory on v2 and one below the mount of each controller on v1. The engine's lie at ``nacre/<name>``; `at` takes
+any place (`nacre.isolation.groups` finds those of the OCI runtime specification). Sources: the kernel's
+admin-guide/cgroup-v1/*.rst and admin-guide/cgroup-v2.rst. What is used less often lives beside this module: limits in
+`cgroups_limits`, numbers in `cgroups_stats`.
 
 Every function that touches files takes them below `Layout`, so that tests run on trees in a temporary directory.
 """
@@ -13,26 +15,28 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NoSpace, Unsupported
-from nacre.linux import devices
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
-from nacre.model.container import Resources, Stats
 from nacre.model.value import Value
 
-PARENT = "nacre"
-MINIMUM_MEMORY = 6 * 1024 * 1024
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-_PERIOD = 100_000  # microseconds, the kernel's default CFS period
+    from nacre.model.container import Stats
+
+PARENT = "nacre"
+
 _SIGKILL = 9
-_UNLIMITED = 1 << 60  # v1 shows "no limit" as the largest multiple of the page size
 _LEAF = "init"  # where a nested host's own processes go: no processes may live beside sub-groups with controllers
 
 # Always made: limits and statistics need them. `cpu` is made when a share or quota is asked for.
 _BASE = ("memory", "cpuacct", "pids", "freezer", "devices", "blkio")
 _V1_CONTROLLERS = frozenset((*_BASE, "cpu", "cpuset", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma"))
 _V2_WANTED = ("cpu", "io", "memory", "pids")
+_V2_NAMES = {"blkio": "io", "cpuacct": "cpu"}
 
 
 class Layout(Value):
@@ -41,12 +45,15 @@ class Layout(Value):
     v1: controller -> directory of its mount; unified: directory of the cgroup2 mount, "" = none;
     v2: controllers available there. track: process-tracking hierarchies of systemd that a container must leave as well
     (else the end of the login session that started it would end it), empty on hosts without systemd.
+    named: mount of v1's ``name=systemd``, "" = none. roots: mount point -> directory of its hierarchy that it shows, where that is not "/".
     """
 
     v1: dict[str, str] = {}
     unified: str = ""
     v2: tuple[str, ...] = ()
     track: tuple[str, ...] = ()
+    named: str = ""
+    roots: dict[str, str] = {}
 
     @property
     def kind(self) -> str:
@@ -70,9 +77,12 @@ class Layout(Value):
 def layout(root: str = "") -> Layout:
     """The layout of this host. root: prefix of /proc, /run and the mount points ("" = the real ones)."""
     v1: dict[str, str] = {}
+    roots: dict[str, str] = {}
     named, unified = "", ""
-    for point, kind, options in _mounts(f"{root}/proc/self/mountinfo"):
+    for point, shown, kind, options in _mounts(f"{root}/proc/self/mountinfo"):
         point = root + point
+        if shown != "/":
+            roots.setdefault(point, shown)
         if kind == "cgroup2":
             unified = unified or point
         for option in options if kind == "cgroup" else ():
@@ -80,19 +90,20 @@ def layout(root: str = "") -> Layout:
                 named = named or point
             elif option in _V1_CONTROLLERS:
                 v1.setdefault(option, point)
-    v2 = tuple((_read(f"{unified}/cgroup.controllers") or "").split()) if unified else ()
+    v2 = tuple((read(f"{unified}/cgroup.controllers") or "").split()) if unified else ()
     track = tuple(point for point in (named, unified) if point) if v1 and os.path.isdir(f"{root}/run/systemd/system") else ()
-    return Layout(v1=v1, unified=unified, v2=v2, track=track)
+    return Layout(v1=v1, unified=unified, v2=v2, track=track, named=named if v1 else "", roots=roots)
 
 
-def _mounts(path: str) -> list[tuple[str, str, list[str]]]:
-    """(mount point, type, super options) of the control group mounts; those below /sys/fs/cgroup first (proc(5))."""
+def _mounts(path: str) -> list[tuple[str, str, str, list[str]]]:
+    """(mount point, shown directory, type, super options) of the control group mounts; those below /sys/fs/cgroup first (proc(5))."""
     found = []
-    for line in (_read(path) or "").splitlines():
+    for line in (read(path) or "").splitlines():
         left, mark, right = line.partition(" - ")
         if mark and right.startswith("cgroup"):
             kind, _source, options = right.split(" ", 2)
-            found.append((_unescape(left.split(" ")[4]), kind, options.split(",")))
+            words = left.split(" ")
+            found.append((_unescape(words[4]), _unescape(words[3]), kind, options.split(",")))
     return sorted(found, key=lambda item: not item[0].startswith("/sys/fs/cgroup"))
 
 
@@ -104,31 +115,18 @@ def _unescape(path: str) -> str:
     return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
-def check(resources: Resources) -> None:
-    """Refuse limits that make no sense on this host, in Docker's words. Raises InvalidArgument."""
-    if resources.memory and resources.memory < MINIMUM_MEMORY:
-        raise InvalidArgument("Minimum memory limit allowed is 6MB", hint="--memory 6m or more")
-    if resources.memory >= 1 << 63:
-        raise InvalidArgument(f"memory limit {resources.memory} is too large")
-    count = len(os.sched_getaffinity(0))
-    if resources.cpus and not 0.01 <= resources.cpus <= count:
-        raise InvalidArgument(f"range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available")
-    if resources.cpu_shares < 0:
-        raise InvalidArgument(f"invalid cpu shares ({resources.cpu_shares}): value must be a positive integer")
-
-
 class Cgroup:
     """A container's control group: one directory on v2, one per controller on v1.
 
-    warnings: limits that this kernel could not give, one sentence each.
+    name: for messages. directories: controller -> directory; the key ``unified`` is the v2 group. v1: those of controllers alone.
     """
 
     def __init__(self, name: str, where: Layout, directories: dict[str, str]) -> None:
         self.name = name
         self.layout = where
-        self.warnings: list[str] = []
-        self._v1 = {key: path for key, path in directories.items() if key in where.v1}
-        self._unified = directories.get("unified", "")
+        self.directories = directories
+        self.v1 = {key: path for key, path in directories.items() if key in where.v1}
+        self.unified = directories.get("unified", "")
         self._all = tuple(dict.fromkeys(directories.values()))
 
     def procs_paths(self, pid: int = 0) -> tuple[str, ...]:
@@ -140,95 +138,50 @@ class Cgroup:
         On v1 these are `tasks` files: they do the same as `cgroup.procs` for a process of one thread, without the kernel's
         lock against changes of the thread group, which costs 5 ms on an idle machine.
         """
-        first = [f"{path}/tasks" for path in self._all if path != self._unified]
-        return (*first, f"{self._current(pid)}/cgroup.procs") if self._unified else tuple(first)
+        first = [f"{path}/tasks" for path in self._all if path != self.unified]
+        return (*first, f"{self._current(pid)}/cgroup.procs") if self.unified else tuple(first)
 
     def _current(self, pid: int) -> str:
         """The v2 group of a process if it is below this one."""
-        for line in (_read(f"/proc/{pid}/cgroup") or "").splitlines() if pid else ():
+        for line in (read(f"/proc/{pid}/cgroup") or "").splitlines() if pid else ():
             hierarchy, _controllers, path = line.split(":", 2)
             place = f"{self.layout.unified}{path}"
-            if hierarchy == "0" and place.startswith(f"{self._unified}/") and "/../" not in place and os.path.isdir(place):
+            if hierarchy == "0" and place.startswith(f"{self.unified}/") and "/../" not in place and os.path.isdir(place):
                 return place
-        return self._unified
+        return self.unified
 
     def oom_file(self) -> str:
         """Path of the file whose line ``oom_kill N`` counts the processes killed for want of memory; "" = no memory controller."""
-        if "memory" in self._v1:
-            return f"{self._v1['memory']}/memory.oom_control"
-        return f"{self._unified}/memory.events" if self._controls("memory") else ""
+        if "memory" in self.v1:
+            return f"{self.v1['memory']}/memory.oom_control"
+        return f"{self.unified}/memory.events" if self.controls("memory") else ""
 
-    def _controls(self, controller: str) -> bool:
+    def controls(self, controller: str) -> bool:
         """Does v2 govern this controller in this group?"""
-        return bool(self._unified) and controller in self.layout.v2
+        return bool(self.unified) and controller in self.layout.v2 and controller not in self.layout.v1
 
     # Limits
 
-    def limit(self, resources: Resources) -> None:
-        """Apply limits; those that the kernel cannot give become `warnings`, or Unsupported where Docker refuses as well."""
-        if resources.memory:
-            self._limit_memory(resources.memory)
-        if resources.cpus:
-            self._limit_cpus(resources.cpus)
-        if resources.cpu_shares:
-            self._weigh(resources.cpu_shares)
-        if resources.pids > 0:
-            directory = self._v1.get("pids") or (self._unified if self._controls("pids") else "")
-            if not directory:
-                self.warnings.append(_discarded("PIDs limit capabilities", "PIDs limit discarded."))
-            else:
-                self._write(f"{directory}/pids.max", str(resources.pids))
+    def limit(self, limits: Mapping[str, Any]) -> None:
+        """Apply limits, an OCI `linux.resources` object without its devices: see `cgroups_limits.apply`, which says what it raises."""
+        if limits:
+            from nacre.linux import cgroups_limits
 
-    def _limit_memory(self, limit: int) -> None:
-        """Memory, and swap as Docker does: as much again."""
-        if "memory" in self._v1:
-            directory = self._v1["memory"]
-            swap, value = f"{directory}/memory.memsw.limit_in_bytes", 2 * limit
-            self._write(f"{directory}/memory.limit_in_bytes", str(limit))
-        elif self._controls("memory"):
-            swap, value = f"{self._unified}/memory.swap.max", limit
-            self._write(f"{self._unified}/memory.max", str(limit))
-        else:
-            self.warnings.append(_discarded("memory limit capabilities", "Limitation discarded."))
-            return
-        if os.path.exists(swap):
-            self._write(swap, str(value))
-        else:
-            self.warnings.append(_discarded("swap limit capabilities", "Memory limited without swap."))
-
-    def _limit_cpus(self, cpus: float) -> None:
-        quota = max(1000, round(cpus * _PERIOD))
-        if "cpu" in self._v1 and os.path.exists(f"{self._v1['cpu']}/cpu.cfs_quota_us"):
-            self._write(f"{self._v1['cpu']}/cpu.cfs_period_us", str(_PERIOD))
-            self._write(f"{self._v1['cpu']}/cpu.cfs_quota_us", str(quota))
-        elif self._controls("cpu"):
-            self._write(f"{self._unified}/cpu.max", f"{quota} {_PERIOD}")
-        else:
-            raise Unsupported(
-                "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler or the cgroup is not mounted",
-                hint="mount the cpu controller, use a kernel with CONFIG_CFS_BANDWIDTH, or leave out --cpus",
-            )
-
-    def _weigh(self, shares: int) -> None:
-        """CPU shares; v2 has weights of 1-10000 instead, converted linearly as every runtime does."""
-        shares = min(max(shares, 2), 262144)
-        if "cpu" in self._v1:
-            self._write(f"{self._v1['cpu']}/cpu.shares", str(shares))
-        elif self._controls("cpu"):
-            self._write(f"{self._unified}/cpu.weight", str(1 + (shares - 2) * 9999 // 262142))
-        else:
-            self.warnings.append(_discarded("CPU shares", "Shares discarded."))
+            cgroups_limits.apply(self, limits)
 
     def restrict(self, rules: Sequence[DeviceRule]) -> None:
-        """Permit the devices of `rules` and no others. Raises HostError."""
-        if "devices" in self._v1:
-            self._write(f"{self._v1['devices']}/devices.deny", "a")
-            for rule in rules:
-                self._write(f"{self._v1['devices']}/devices.allow", str(rule))
-        elif self._unified and not self._v1:
-            devices.attach(self._unified, rules)
+        """Permit the devices that `rules` permit, the last that matches deciding, and no others. Raises HostError, Unsupported."""
+        from nacre.linux import devices
+
+        if "devices" in self.v1:
+            devices.restrict_v1(self.v1["devices"], rules)
+        elif self.unified and not self.v1:
+            devices.restrict_v2(self.unified, rules)
         else:
-            self.warnings.append(_discarded("device control", "Devices are not restricted."))
+            raise Unsupported(
+                "devices cannot be restricted: the devices controller is not mounted",
+                hint="mount -t cgroup -o devices none /sys/fs/cgroup/devices; --privileged does without the restriction",
+            )
 
     # State
 
@@ -251,24 +204,27 @@ class Cgroup:
 
     def frozen(self) -> bool:
         """Are all processes stopped?"""
-        if "freezer" in self._v1:
-            return (_read(f"{self._v1['freezer']}/freezer.state") or "").strip() == "FROZEN"
-        return "frozen 1" in (_read(f"{self._unified}/cgroup.events") or "").splitlines()
+        if "freezer" in self.v1:
+            return (read(f"{self.v1['freezer']}/freezer.state") or "").strip() == "FROZEN"
+        return "frozen 1" in (read(f"{self.unified}/cgroup.events") or "").splitlines()
 
     def _set_frozen(self, frozen: bool) -> None:
-        if "freezer" in self._v1:
-            self._write(f"{self._v1['freezer']}/freezer.state", "FROZEN" if frozen else "THAWED")
-        elif self._unified and os.path.exists(f"{self._unified}/cgroup.freeze"):
-            self._write(f"{self._unified}/cgroup.freeze", str(int(frozen)))
+        if "freezer" in self.v1:
+            self.write(f"{self.v1['freezer']}/freezer.state", "FROZEN" if frozen else "THAWED")
+        elif self.unified and os.path.exists(f"{self.unified}/cgroup.freeze"):
+            self.write(f"{self.unified}/cgroup.freeze", str(int(frozen)))
+        elif self.unified and not os.path.isdir(self.unified):
+            raise gone(self.name, self.unified)
         else:
             raise Unsupported("this host cannot pause containers", hint="mount the freezer controller (cgroup v1) or use Linux 5.2 with v2")
 
     def pids(self) -> tuple[int, ...]:
         """Process ids in the group and below it, ascending; () when the group is gone."""
-        main = self._v1.get("pids") or self._v1.get("freezer") or self._unified or next(iter(self._all), "")
+        places = (self.v1.get("pids", ""), self.v1.get("freezer", ""), self.unified, *self._all)
+        main = next((path for path in places if path and os.path.isdir(path)), "")
         found: set[int] = set()
         for directory in _tree(main):
-            found.update(int(pid) for pid in (_read(f"{directory}/cgroup.procs") or "").split())
+            found.update(int(pid) for pid in (read(f"{directory}/cgroup.procs") or "").split())
         return tuple(sorted(found))
 
     def kill(self, timeout: float = 10.0) -> None:
@@ -278,8 +234,8 @@ class Cgroup:
         """
         if not self.pids():
             return
-        if self._unified and not self._v1 and os.path.exists(f"{self._unified}/cgroup.kill"):
-            self._write(f"{self._unified}/cgroup.kill", "1")
+        if self.unified and not self.v1 and os.path.exists(f"{self.unified}/cgroup.kill"):
+            self.write(f"{self.unified}/cgroup.kill", "1")
         else:
             self._kill_each()
         if not self._wait(self._kill_rest, timeout):
@@ -294,7 +250,7 @@ class Cgroup:
             frozen = self._wait(self.frozen, 1.0)
         _kill(self.pids())
         with contextlib.suppress(HostError):
-            if not frozen or "freezer" in self._v1:
+            if not frozen or "freezer" in self.v1:
                 self._set_frozen(False)  # v1: a frozen process dies when it is thawed
 
     def _kill_rest(self) -> bool:
@@ -331,153 +287,208 @@ class Cgroup:
 
     def stats(self) -> Stats:
         """One sample of the group (network counters excepted); a missing controller leaves zeros."""
-        usage, limit = self._memory()
-        read, written = self._blkio()
-        return Stats(
-            time=time.time(),
-            cpu=self._cpu(),
-            cpus=os.cpu_count() or 1,
-            system_cpu=_system_cpu(),
-            memory=usage,
-            memory_limit=limit,
-            pids=_number(_read(f"{self._v1.get('pids') or self._unified}/pids.current")) or len(self.pids()),
-            read=read,
-            write=written,
-        )
+        from nacre.linux.cgroups_stats import sample
 
-    def _cpu(self) -> int:
-        if "cpuacct" in self._v1:
-            return _number(_read(f"{self._v1['cpuacct']}/cpuacct.usage"))
-        return 1000 * _field(_read(f"{self._unified}/cpu.stat"), "usage_usec")
+        return sample(self)
 
-    def _memory(self) -> tuple[int, int]:
-        """Usage without the page cache that the kernel would give back first (as the docker command computes it), and the limit."""
-        if "memory" in self._v1:
-            base = self._v1["memory"]
-            used, idle = _read(f"{base}/memory.usage_in_bytes"), _field(_read(f"{base}/memory.stat"), "total_inactive_file")
-            limit = _number(_read(f"{base}/memory.limit_in_bytes"))
-        else:
-            base = self._unified
-            used, idle = _read(f"{base}/memory.current"), _field(_read(f"{base}/memory.stat"), "inactive_file")
-            limit = _number(_read(f"{base}/memory.max"))
-        usage = _number(used)
-        return usage - idle if idle < usage else usage, 0 if limit >= _UNLIMITED else limit
-
-    def _blkio(self) -> tuple[int, int]:
-        if "blkio" not in self._v1:
-            words = (_read(f"{self._unified}/io.stat") or "").split()
-            return _sum(words, "rbytes="), _sum(words, "wbytes=")
-        for scheduler in ("bfq", "throttle"):
-            lines = (_read(f"{self._v1['blkio']}/blkio.{scheduler}.io_service_bytes_recursive") or "").splitlines()
-            fields = [line.split() for line in lines]
-            read, written = (sum(int(row[2]) for row in fields if len(row) == 3 and row[1] == word) for word in ("Read", "Write"))
-            if read or written:
-                return read, written
-        return 0, 0
-
-    def _write(self, path: str, text: str) -> None:
+    def write(self, path: str, text: str) -> None:
+        """Write a value into a control file. Raises HostError: the kernel's reason, or that the group is gone."""
         try:
-            _put(path, text)
+            put(path, text)
         except OSError as error:
-            raise _failure(f"cannot write {text!r} to {path}", error) from error
+            if error.errno in (errno.ENOENT, errno.ENODEV) and not os.path.isdir(os.path.dirname(path)):
+                raise gone(self.name, os.path.dirname(path)) from error
+            raise failure(f"cannot write {text!r} to {path}", error) from error
 
 
 def create(
-    name: str, resources: Resources | None = None, *, rules: Sequence[DeviceRule] | None = DEFAULT_DEVICES, where: Layout | None = None
+    name: str, limits: Mapping[str, Any] | None = None, *, rules: Sequence[DeviceRule] | None = DEFAULT_DEVICES, where: Layout | None = None
 ) -> Cgroup:
-    """Make the group of a container and set its limits. An empty group that an engine left behind is replaced.
+    """Make the group of a container, ``nacre/<name>``, and set its limits. An empty group that an engine left behind is replaced.
 
-    name: of the group, e.g. the container's id. rules: permitted devices, None = all (privileged).
-    Raises InvalidArgument (see `check`), Conflict when the group has processes, HostError, NoSpace, Unsupported.
+    limits: OCI `linux.resources` object, see `Cgroup.limit`. rules: permitted devices, None = all (privileged).
+    Raises InvalidArgument, Conflict when the group has processes, HostError, NoSpace, Unsupported.
     """
-    wanted, where = resources or Resources(), where or layout()
-    if not name or "/" in name or name.startswith("."):
-        raise InvalidArgument(f"invalid cgroup name {name!r}")
-    check(wanted)
-    if where.kind == "none":
-        raise Unsupported("no control groups are mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
-    group = Cgroup(name, where, _places(name, where, cpu=bool(wanted.cpus or wanted.cpu_shares)))
-    try:
-        _make(group, where)
-        group.limit(wanted)
-        if rules is not None:
-            group.restrict(rules)
-    except BaseException:
-        with contextlib.suppress(HostError):
-            group.remove(timeout=0.1)
-        raise
+    group = planned(name, limits, where=where)
+    build(group, limits, rules=rules)
     return group
 
 
 def find(name: str, *, where: Layout | None = None) -> Cgroup:
     """The group of a container made earlier, possibly by another process; parts that do not exist are left out."""
     where = where or layout()
-    return Cgroup(name, where, {key: path for key, path in _places(name, where, cpu=True).items() if os.path.isdir(path)})
+    return existing(Cgroup(name, where, _places(name, where, (*where.v1, *where.v2))))
 
 
-def planned(name: str, resources: Resources, *, where: Layout | None = None) -> Cgroup:
+def existing(group: Cgroup) -> Cgroup:
+    """The parts of a group that exist."""
+    return Cgroup(group.name, group.layout, {key: path for key, path in group.directories.items() if os.path.isdir(path)})
+
+
+def planned(name: str, limits: Mapping[str, Any] | None = None, *, where: Layout | None = None) -> Cgroup:
     """The group that `create` would make. Touches nothing."""
     where = where or layout()
-    return Cgroup(name, where, _places(name, where, cpu=bool(resources.cpus or resources.cpu_shares)))
+    if not name or "/" in name or name.startswith("."):
+        raise InvalidArgument(f"invalid cgroup name {name!r}")
+    return Cgroup(name, where, _places(name, where, (*_BASE, *_needed(limits))))
 
 
-def _places(name: str, where: Layout, *, cpu: bool) -> dict[str, str]:
+def _needed(limits: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The controllers that limits need, by their v1 names."""
+    if not limits:
+        return ()
+    from nacre.linux.cgroups_limits import controllers
+
+    return controllers(limits)
+
+
+def build(group: Cgroup, limits: Mapping[str, Any] | None, *, rules: Sequence[DeviceRule] | None, fresh: bool = True) -> None:
+    """Make the directories of a group and set its limits; undone when that fails.
+
+    fresh: an empty group of that name is made anew, so that its counters start at zero. Raises as `create` does.
+    """
+    if group.layout.kind == "none":
+        raise Unsupported("no control groups are mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
+    made: list[str] = []
+    try:
+        _make(group, fresh=fresh, made=made)
+        if group.unified:
+            _delegate(group, (*_V2_WANTED, *_needed(limits)))
+        group.limit(limits or {})
+        if rules is not None:
+            group.restrict(rules)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(HostError):
+                _remove_tree(path)
+        raise
+
+
+def extend(group: Cgroup, controllers: Iterable[str]) -> Cgroup:
+    """The group with more controllers: on v1 its processes join further directories, on v2 they are handed down to it.
+
+    Controllers that the host lacks are left out. Raises HostError.
+    """
+    where, names = group.layout, tuple(controllers)
+    anchor = next(iter(group.v1), "")
+    missing = [key for key in names if key in where.v1 and key not in group.v1]
+    more: dict[str, str] = {}
+    if anchor:
+        relative = os.path.relpath(group.v1[anchor], where.v1[anchor])
+        more = {key: f"{where.v1[key]}/{relative}" for key in missing}
+        if not group.unified and any(name in where.v2 for name in names if name not in where.v1):
+            more["unified"] = f"{where.unified}/{relative}"
+    wider = Cgroup(group.name, where, group.directories | more)
+    pids = group.pids() if more else ()
+    for path in more.values():
+        _make_one(wider, path, fresh=False)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                put(f"{path}/cgroup.procs", str(pid))
+    if wider.unified:
+        _delegate(wider, names)
+    return wider
+
+
+def _places(name: str, where: Layout, controllers: Sequence[str]) -> dict[str, str]:
     """Controller -> directory of the group; the key `unified` is the v2 group."""
-    chosen = [key for key in (*_BASE, *(["cpu"] if cpu else [])) if key in where.v1]
-    places = {key: f"{where.v1[key]}/{PARENT}/{name}" for key in chosen}
+    places = {key: f"{where.v1[key]}/{PARENT}/{name}" for key in controllers if key in where.v1}
     places.update({f"track{index}": f"{point}/{PARENT}/{name}" for index, point in enumerate(where.track) if point != where.unified})
-    if where.unified and (not where.v1 or where.unified in where.track or set(where.v2) & set(_V2_WANTED)):
+    wanted = {*_V2_WANTED, *(_V2_NAMES.get(key, key) for key in controllers)}
+    if where.unified and (not where.v1 or where.unified in where.track or wanted.intersection(where.v2).difference(where.v1)):
         places["unified"] = f"{where.unified}/{PARENT}/{name}"
     return places
 
 
-def _make(group: Cgroup, where: Layout) -> None:
-    for path in group._all:
-        try:
-            _make_directory(path)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise Conflict(f"cgroup {path} still has processes", hint=f"kill {' '.join(map(str, group.pids()))}") from error
-            raise _failure(f"cannot create cgroup {path}", error) from error
-    if group._unified and where.v2:
-        try:
-            enable(where, [name for name in _V2_WANTED if name in where.v2 and name not in where.v1])
-        except OSError as error:
-            raise _failure(f"cannot enable cgroup controllers below {where.unified}", error) from error
+def _make(group: Cgroup, *, fresh: bool, made: list[str]) -> None:
+    for path in dict.fromkeys(group.directories.values()):
+        if fresh or not os.path.isdir(path):
+            _make_one(group, path, fresh=fresh)
+            made.append(path)
+    if not fresh and (left := group.pids()):
+        raise _occupied(group, next(iter(group.directories.values())), left)
 
 
-def _make_directory(path: str) -> None:
-    """Make it with its parent; an existing empty group is made anew, so that its counters start at zero. Raises OSError."""
+def _make_one(group: Cgroup, path: str, *, fresh: bool) -> None:
+    try:
+        _make_directory(path, fresh=fresh)
+        if path == group.v1.get("cpuset"):
+            _inherit_cpuset(path, group.layout.v1["cpuset"])
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _occupied(group, path, group.pids()) from error
+        raise failure(f"cannot create cgroup {path}", error) from error
+
+
+def _occupied(group: Cgroup, path: str, pids: Sequence[int]) -> Conflict:
+    return Conflict(f"cgroup {path} still has processes", hint=f"kill {' '.join(map(str, pids))}" if pids else "")
+
+
+def _make_directory(path: str, *, fresh: bool = True) -> None:
+    """Make it with its parents; an existing empty group is made anew when it is to be fresh. Raises OSError."""
     try:
         os.mkdir(path, 0o755)
     except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.dirname(path), 0o755)
-        os.mkdir(path, 0o755)
+            os.mkdir(path, 0o755)
     except FileExistsError:
+        if not fresh:
+            return
         if not _remove_tree(path):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from None
         os.mkdir(path, 0o755)
 
 
-def enable(where: Layout, controllers: Iterable[str]) -> None:
-    """Hand controllers down to the groups below ``nacre`` on v2 (cgroup.subtree_control). Raises OSError.
+def _inherit_cpuset(path: str, mount: str) -> None:
+    """Give a new v1 cpuset group, and those above it, the processors and memory nodes of its parent: it starts with none."""
+    parent = os.path.dirname(path)
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if (read(f"{path}/{name}") or "").strip():
+            continue
+        if parent != mount and not (read(f"{parent}/{name}") or "").strip():
+            _inherit_cpuset(parent, mount)
+        put(f"{path}/{name}", (read(f"{parent}/{name}") or "").strip())
 
-    In a container the mount is no real root: its own processes must first move into a leaf ("no internal processes").
+
+def _delegate(group: Cgroup, controllers: Iterable[str]) -> None:
+    """Hand those of the controllers that v2 governs down to the group. Raises HostError."""
+    where = group.layout
+    names = dict.fromkeys(_V2_NAMES.get(name, name) for name in controllers)
+    chosen = [name for name in names if name in where.v2 and name not in where.v1]
+    if chosen:
+        try:
+            enable(where, os.path.dirname(group.unified), chosen)
+        except OSError as error:
+            raise failure(f"cannot enable cgroup controllers ({' '.join(chosen)}) for {group.unified}", error) from error
+
+
+def enable(where: Layout, directory: str, controllers: Iterable[str]) -> None:
+    """Hand controllers down to the groups below `directory` on v2 (cgroup.subtree_control), from the mount on. Raises OSError.
+
+    In a container the mount is no real root: its own processes must first move into a leaf ("no internal processes"). Above a
+    delegated directory an unprivileged user may not write; what is missing there is left to whoever sets a limit to notice.
     """
-    for directory in (where.unified, f"{where.unified}/{PARENT}"):
-        path = f"{directory}/cgroup.subtree_control"
-        present = (_read(path) or "").split()
-        missing = " ".join(f"+{name}" for name in controllers if name not in present)
+    steps = [where.unified]
+    for part in directory.removeprefix(where.unified).strip("/").split("/"):
+        steps += [f"{steps[-1]}/{part}"] if part else []
+    for step in steps:
+        path = f"{step}/cgroup.subtree_control"
+        present = (read(path) or "").split()
+        offered = (read(f"{step}/cgroup.controllers") or "").split()
+        missing = " ".join(f"+{name}" for name in controllers if name not in present and (name in offered or not offered))
         if not missing:
             continue
         try:
-            _put(path, missing)
-        except OSError as error:
-            if error.errno != errno.EBUSY or directory != where.unified:
+            put(path, missing)
+        except PermissionError:
+            if os.geteuid() == 0:
                 raise
-            _evacuate(directory)
-            _put(path, missing)
+        except OSError as error:
+            if error.errno != errno.EBUSY or step != where.unified:
+                raise
+            _evacuate(step)
+            put(path, missing)
 
 
 def _evacuate(directory: str) -> None:
@@ -486,12 +497,12 @@ def _evacuate(directory: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(leaf, 0o755)
     for _ in range(10):
-        inside = (_read(f"{directory}/cgroup.procs") or "").split()
+        inside = (read(f"{directory}/cgroup.procs") or "").split()
         if not inside:
             return
         for pid in inside:
             with contextlib.suppress(ProcessLookupError):
-                _put(f"{leaf}/cgroup.procs", pid)
+                put(f"{leaf}/cgroup.procs", pid)
 
 
 def _tree(directory: str) -> list[str]:
@@ -514,7 +525,7 @@ def _remove_tree(directory: str) -> bool:
         return True
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-            raise _failure(f"cannot remove cgroup {directory}", error) from error
+            raise failure(f"cannot remove cgroup {directory}", error) from error
         below = _tree(directory)[:-1]
         return bool(below) and all(_remove_tree(path) for path in below) and _remove_tree(directory)
     return True
@@ -527,7 +538,8 @@ def _kill(pids: Iterable[int]) -> None:
                 os.kill(pid, _SIGKILL)
 
 
-def _failure(what: str, error: OSError) -> HostError:
+def failure(what: str, error: OSError) -> HostError:
+    """A HostError for what the kernel refused, with the way out where the errno tells one."""
     reason = os.strerror(error.errno or 0)
     if error.errno in (errno.ENOSPC, errno.ENOMEM):
         return NoSpace(f"{what}: {reason}", hint="too many control groups exist; see /proc/cgroups and cgroup.max.descendants")
@@ -536,11 +548,16 @@ def _failure(what: str, error: OSError) -> HostError:
     return HostError(f"{what}: {reason}")
 
 
-def _discarded(what: str, consequence: str) -> str:
-    return f"Your kernel does not support {what} or the cgroup is not mounted. {consequence}"
+def gone(name: str, path: str) -> HostError:
+    """The error for a group that vanished under its container."""
+    return HostError(
+        f"the cgroup of {name} is gone: {path}",
+        hint="somebody removed it, so that its processes are no longer limited or counted; restart the container to make it anew",
+    )
 
 
-def _put(path: str, text: str) -> None:
+def put(path: str, text: str) -> None:
+    """Write a control file in one go. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -548,7 +565,7 @@ def _put(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _read(path: str) -> str | None:
+def read(path: str) -> str | None:
     """A whole file, or None when it (or its group) is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -563,27 +580,3 @@ def _read(path: str) -> str | None:
         return None
     finally:
         os.close(fd)
-
-
-def _number(text: str | None) -> int:
-    word = (text or "").strip()
-    return int(word) if word.isdigit() else 0
-
-
-def _field(text: str | None, name: str) -> int:
-    """The number in the line ``name N``."""
-    for line in (text or "").splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return _number(value)
-    return 0
-
-
-def _sum(words: Iterable[str], prefix: str) -> int:
-    return sum(_number(word[len(prefix) :]) for word in words if word.startswith(prefix))
-
-
-def _system_cpu() -> int:
-    """CPU time of the whole host in ns: user, nice, system, idle, iowait, irq, softirq and steal of /proc/stat, as Docker sums it."""
-    fields = (_read("/proc/stat") or "cpu").split("\n", 1)[0].split()[1:9]
-    return sum(map(int, fields)) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))

@@ -39,13 +39,42 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
+class DeviceLimit(Value):
+    """A number for one block device of the host, by its path: bytes or operations in a second, or a weight."""
+
+    path: str
+    value: int
+
+
 class Resources(Value):
-    """Limits; 0 means none. memory in bytes, cpus in processors, cpu_shares as cgroup v1 (2-262144), pids as a count."""
+    """Limits; 0, "" and () mean none. memory in bytes, cpus in processors, cpu_shares as cgroup v1 (2-262144), pids as a count.
+
+    memory_swap: memory and swap together, -1 = unlimited, 0 = as much swap as memory; memory_swappiness: 0-100, -1 = the host's;
+    cpu_period, cpu_quota, cpu_rt_*: microseconds; cpuset_*: lists as 0-2,7; blkio_weight: 10-1000.
+    unified: files of cgroup v2 with what to write there, for what has no field of its own.
+    """
 
     memory: int = 0
     cpus: float = 0.0
     cpu_shares: int = 0
     pids: int = 0
+    memory_swap: int = 0
+    memory_reservation: int = 0
+    memory_swappiness: int = -1
+    oom_kill_disable: bool = False
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_rt_period: int = 0
+    cpu_rt_runtime: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    blkio_weight: int = 0
+    blkio_weight_device: tuple[DeviceLimit, ...] = ()
+    device_read_bps: tuple[DeviceLimit, ...] = ()
+    device_write_bps: tuple[DeviceLimit, ...] = ()
+    device_read_iops: tuple[DeviceLimit, ...] = ()
+    device_write_iops: tuple[DeviceLimit, ...] = ()
+    unified: dict[str, str] = {}
 
 
 class MountSpec(Value):

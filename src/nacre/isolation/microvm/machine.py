@@ -15,19 +15,23 @@ import time
 from collections.abc import Sequence
 
 from nacre.errors import NacreError, SandboxError, SandboxGone, Unsupported
-from nacre.isolation import Driver, Explaining, Pausable, Tapped
+from nacre.isolation import Driver, Explaining, Pausable, Tapped, limits
 from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
 from nacre.isolation.plan import Place, guest_cgroup_ops
-from nacre.isolation.process import launch, stem_path
-from nacre.linux import cgroups
+from nacre.isolation.process import find_group, is_host_root, launch, make_group, stem_path
+from nacre.linux import userns
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule, rule_for
 from nacre.linux.files import explained
 from nacre.linux.netns import DEFAULT_SYSCTLS
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, WRITE_OPTIONAL, Code, Op, Spawn, op
 from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 512
@@ -82,12 +86,13 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
         files = _files(sandbox, kernel, binds)
         accelerator = accel.choose(kernel, files.initramfs, facts)
         machine = jail.inside(_machine(sandbox, kernel, program, accelerator.name, facts), files)
-        group = cgroups.create(sandbox.id, _monitor_limits(sandbox.spec.resources), rules=_DEVICES)
+        group = make_group(sandbox.id, _monitor_limits(sandbox.spec.resources), _DEVICES)
         launch("relay", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         try:
-            who = _confinement(channel, sandbox, binds)
-            _spawn(channel, jail.spawn(sandbox, machine, files, group.procs_paths(), who))
+            user = 0 if is_host_root() else userns.mapped_ids() - 1
+            who = _owned(binds, accelerator.name) if user else _confinement(channel, sandbox, binds)
+            _spawn(channel, jail.spawn(sandbox, machine, files, group.procs_paths(), who, user=user))
             _greet(channel, sandbox, machine)
             record = Record(
                 kernel=kernel.version,
@@ -114,7 +119,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
         """How the container plan looks in the guest."""
         resources = sandbox.spec.resources
         binds = _binds(sandbox)
-        setup = (op(Code.TIME, time.time_ns()), *_sysctl_ops(sandbox), *guest_cgroup_ops(GROUP, resources.memory, resources.pids))
+        setup = (op(Code.TIME, time.time_ns()), *_sysctl_ops(sandbox), *guest_cgroup_ops(GROUP, limits.guest_files(resources)))
         return Place(
             stage=STAGE,
             scratch=SCRATCH,
@@ -129,7 +134,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
 
     def stats(self, sandbox: Sandbox) -> Stats:
         """CPU time and I/O of the monitor; memory as the host gives it to the machine; processes as the guest counts them."""
-        sample = cgroups.find(sandbox.id).stats()
+        sample = find_group(sandbox.id).stats()
         record = _read_record(sandbox.directory)
         limit = record.memory * MIB if record else 0
         return sample.replace(time=time.time(), memory_limit=limit, pids=self._guest_pids(sandbox))
@@ -192,7 +197,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
 
     def clean(self, identifier: str) -> None:
         """Kill what is left of the monitor and remove its cgroups. Idempotent."""
-        group = cgroups.find(identifier)
+        group = find_group(identifier)
         group.kill()
         group.remove()
 
@@ -276,9 +281,9 @@ def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accele
     )
 
 
-def _monitor_limits(resources: Resources) -> Resources:
+def _monitor_limits(resources: Resources) -> dict[str, Any]:
     """What the host's cgroup holds the monitor to. Memory and processes are the guest's to limit: it has no more than it was given."""
-    return Resources(cpus=resources.cpus, cpu_shares=resources.cpu_shares)
+    return {} if resources == Resources() else limits.host_object(resources)
 
 
 # -- the boot ------------------------------------------------------------------------------------------------------------
@@ -298,6 +303,12 @@ def _confinement(channel: Channel, sandbox: Sandbox, binds: tuple[BoundMount, ..
             raise
         return jail.Confinement.ROOT
     return jail.Confinement.NAMESPACE
+
+
+def _owned(binds: tuple[BoundMount, ...], accelerator: str) -> jail.Confinement:
+    """The tightest in the namespaces of an ordinary user: its own identity only for what only it may open."""
+    closed = accelerator == "kvm" and os.stat("/dev/kvm").st_mode & 0o006 != 0o006
+    return jail.Confinement.OWNER if binds or closed else jail.Confinement.USER
 
 
 def _spawn(channel: Channel, record: Spawn) -> None:
