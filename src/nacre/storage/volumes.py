@@ -12,14 +12,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from nacre.errors import Conflict, HostError, InvalidArgument, NotFound
-from nacre.linux.files import atomic_write, explain, explained, locked, remove_tree
+from nacre.errors import Conflict, InvalidArgument, NotFound
+from nacre.linux.files import atomic_write, explained, locked, remove_tree
 from nacre.model.container import LayerMount
 from nacre.model.volume import Volume
 
@@ -161,20 +159,8 @@ class VolumeStore:
 
 def _copy_in_child(layers: tuple[LayerMount, ...], path: str, mounts: str, destination: str) -> bool:
     """Have a process with a mount namespace of its own stack the layers and copy; False when the image has no such directory."""
-    import json
+    from nacre.storage.helper import ask
 
-    from nacre.linux.run import run
-
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {package!r}); from nacre.storage import copyup; copyup.main()"
-    request = {"layers": [[layer.path, layer.format] for layer in layers], "path": path, "mounts": mounts, "destination": destination}
-    result = run([sys.executable, "-I", "-S", "-c", code], stdin=json.dumps(request).encode())
-    if result.code:
-        said = result.stderr.decode(errors="replace").strip()
-        raise HostError("cannot copy the image's content into the volume: the helper failed", details=said)
-    answer = json.loads(result.stdout)
-    if answer["errno"] == errno.ENOENT:
-        return False
-    if answer["errno"]:
-        raise explain(OSError(answer["errno"], answer["text"], answer["file"]), "copy the image's content into the volume")
-    return True
+    stack = [[layer.path, layer.format] for layer in layers]
+    request = {"verb": "copy", "layers": stack, "path": path, "mounts": mounts, "destination": destination}
+    return bool(ask(request, "copy the image's content into the volume")["found"])

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
@@ -294,6 +295,62 @@ def check_writing(make: Make, scratch: str) -> None:
     assert stores.usage("one") > stores.usage("nobody") == 0
 
 
+def check_changes(make: Make, scratch: str) -> None:
+    """What was added, changed and deleted is told, and nothing else; also how much space it takes."""
+    layers, stores = make()
+
+    def base(tar: tarfile.TarFile) -> None:
+        for name in ("kept", "etc", "gone", "again", "again/sub", "to-file", "moved"):
+            directory(tar, name)
+            member(tar, f"{name}/low", b"low")
+        member(tar, "tool", b"#!", mode=0o755, xattrs={"security.capability": CAPABILITY})
+        member(tar, "large", b"x" * (1 << 20))
+        member(tar, "name-1", b"two names")
+        member(tar, "name-2", type=tarfile.LNKTYPE, linkname="name-1")
+        member(tar, "hidden-below", b"low")
+
+    def top(tar: tarfile.TarFile) -> None:
+        member(tar, "etc/top", b"top")
+        member(tar, ".wh.hidden-below")
+
+    def fresh(name: str) -> Rootfs:
+        return stores.prepare(name, diff_ids)
+
+    diff_ids = (layer(layers, base), layer(layers, top))
+    rootfs = fresh("quiet")
+    with mounted(rootfs, f"{scratch}/1") as root:
+        for path in describe_tree(root):
+            os.lstat(f"{root}/{path}")
+    assert stores.changes("quiet", rootfs) == []
+    rootfs = fresh("busy")
+    with mounted(rootfs, f"{scratch}/2") as root:
+        with open(f"{root}/etc/top", "ab") as file:
+            file.write(b"more")
+        with open(f"{root}/etc/new", "wb") as file:
+            file.write(b"n" * 200_000)
+        os.mkdir(f"{root}/dir")
+        os.symlink("nowhere", f"{root}/dir/link")
+        os.unlink(f"{root}/kept/low")
+        shutil.rmtree(f"{root}/gone")
+        shutil.rmtree(f"{root}/again")
+        os.mkdir(f"{root}/again")
+        with open(f"{root}/again/new", "wb"):
+            pass
+        shutil.rmtree(f"{root}/to-file")
+        with open(f"{root}/to-file", "wb"):
+            pass
+        with open(f"{root}/hidden-below", "wb"):
+            pass
+        os.chmod(f"{root}/moved/low", 0o600)
+    seen = [f"{change.kind} {os.fsdecode(change.path)}" for change in stores.changes("busy", rootfs)]
+    assert seen == [
+        "C again", "D again/low", "A again/new", "D again/sub", "A dir", "A dir/link", "C etc", "A etc/new", "C etc/top", "D gone",
+        "A hidden-below", "C kept", "D kept/low", "C moved", "C moved/low", "C to-file",
+    ], seen  # fmt: skip
+    size = stores.size(rootfs)
+    assert 200_000 <= size < 1 << 19
+
+
 def check_disk(make: Make, scratch: str) -> None:
     """For a virtual machine: images, and a sparse disk that is kept between starts."""
     layers, stores = make()
@@ -407,6 +464,7 @@ CHECKS: tuple[Callable[[Make, str], None], ...] = (
     check_stacking,
     check_forgery,
     check_writing,
+    check_changes,
     check_disk,
     check_layers,
     check_empty,
