@@ -12,6 +12,7 @@ import posixpath
 from nacre.cli.flags import Arguments, Flag, UsageError
 from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
+from nacre.model.life import RestartPolicy
 from nacre.model.network import PortMapping
 
 _LEVELS = ("default", "process", "vm")
@@ -59,6 +60,7 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("pull", "Pull the image before creating the container", "string", choices=PULL_POLICIES, default="missing"),
     Flag("quiet", "Do not show the progress of pulling", short="q"),
     Flag("read-only", "Make the root file system read-only"),
+    Flag("restart", "When to start it again: no, on-failure[:N], always or unless-stopped", "string", default="no"),
     Flag("rm", "Remove the container and its anonymous volumes when it ends"),
     Flag("security-opt", "Security option (seccomp=..., no-new-privileges ...)", "list"),
     Flag("shm-size", "Size of /dev/shm", "bytes"),
@@ -80,7 +82,7 @@ annotation blkio-weight blkio-weight-device cgroup-parent cgroupns cpu-count cpu
 cpu-rt-runtime cpuset-cpus cpuset-mems device-cgroup-rule device-read-bps device-read-iops device-write-bps device-write-iops
 domainname expose gpus health-cmd health-interval health-retries health-start-interval health-start-period health-timeout init
 io-maxbandwidth io-maxiops ip ip6 ipc kernel-memory link link-local-ip log-driver log-opt mac-address memory-reservation memory-swap
-memory-swappiness network-alias oom-kill-disable pid restart runtime storage-opt use-api-socket uts volume-driver volumes-from
+memory-swappiness network-alias oom-kill-disable pid runtime storage-opt use-api-socket uts volume-driver volumes-from
 """
 UNSUPPORTED = frozenset(_OTHERS.split())
 
@@ -128,6 +130,7 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         dns_options=tuple(args.dns_option),
         extra_hosts=tuple(_extra_host(text) for text in args.add_host),
         stop_signal=args.stop_signal,
+        restart=restart_policy(args.restart),
         stop_timeout=args.stop_timeout if args.given("stop-timeout") else default.stop_timeout,
         oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
     )  # fmt: skip
@@ -246,6 +249,14 @@ def _mounts(args: Arguments) -> tuple[MountSpec, ...]:
             raise UsageError(f"Duplicate mount point: {target}")
         targets.add(target)
     return tuple(found)
+
+
+def restart_policy(text: str) -> RestartPolicy:
+    """``on-failure:3``; the engine knows the policies. Raises UsageError."""
+    name, colon, count = text.partition(":")
+    if colon and not count.removeprefix("-").isdecimal():
+        raise UsageError(f'invalid argument "{text}" for "--restart" flag: the maximum retry count must be a whole number')
+    return RestartPolicy(name=name or "no", maximum=int(count) if colon else 0)
 
 
 def parse_ulimit(text: str) -> Ulimit:

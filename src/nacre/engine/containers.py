@@ -19,6 +19,7 @@ from nacre.isolation.stream import Stream
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
 from nacre.model.container import Container as Record
 from nacre.model.image import Image, Progress
+from nacre.model.life import RestartPolicy
 from nacre.model.network import PortMapping
 from nacre.model.plan import Spawn
 from nacre.store import Lock
@@ -110,14 +111,14 @@ class Containers:
         return Container(self._core, self._lifecycle, settled[0])
 
     def list(self, *, all: bool = False) -> builtins.list[Container]:
-        """Newest first; without `all` only running and paused ones."""
+        """Newest first; without `all` only running, paused and restarting ones."""
         self._lifecycle.sweep()
         handles = []
-        for identifier in self._core.database.all(active=None if all else True):
+        for identifier in self._core.database.all(live=not all):
             settled = self._lifecycle.settled(identifier)
             if settled:
                 handle = Container(self._core, self._lifecycle, settled[0])
-                if all or handle.state in (State.RUNNING, State.PAUSED):
+                if all or handle.state in (State.RUNNING, State.PAUSED, State.RESTARTING):
                     handles.append(handle)
         return handles
 
@@ -190,7 +191,16 @@ class Container:
             return State.PAUSED if self._paused() else State.RUNNING
         if self.record.removing:
             return State.DEAD
+        if self.record.restart_at or (self.record.pid and self.record.spec.restart.name != "no" and self._owed()):
+            return State.RESTARTING
         return State.EXITED if self.record.started else State.CREATED
+
+    def _owed(self) -> bool:
+        """Whether it will be restarted, as long as its end has not been recorded."""
+        from nacre.engine import restart
+
+        exit = self._lifecycle.exit_of(self.id)
+        return restart.decide(self.record.replace(exit_code=exit.code if exit else 137), 0.0).restart_at > 0
 
     def refresh(self) -> Container:
         """Re-read the record. Raises NotFound when it was removed."""
@@ -210,14 +220,30 @@ class Container:
             self.record = record
             if self._lifecycle.alive(self.id):
                 return self.attach() if attach else None
-            try:
-                self.record, stream = self._lifecycle.start(record, block, attach=attach, rows=rows, columns=columns)
-            except BaseException as error:
-                code = error.exit_code if isinstance(error, ExecError) else 128
-                message = str(error) if isinstance(error, NacreError) else type(error).__name__
-                self._core.database.put(record.replace(error=message, exit_code=code), active=False, pending=record.spec.auto_remove)
-                raise
+            if record.stopped or record.restarts or record.restart_at:  # what its policy counts begins anew
+                record = self._lifecycle.renounce(record, active=False).replace(stopped=False, restarts=0, backoff=0)
+            stream = self._bring_up(record, block, attach=attach, rows=rows, columns=columns)
             self._unclaim()
+        return stream
+
+    def start_again(self) -> None:
+        """Start it because its restart policy says so; does nothing unless that is owed. The record says why it failed, if it did."""
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            self.record = record = self._lifecycle.settle(record, block, active)
+            if record.restart_at and not self._lifecycle.alive(self.id):
+                with contextlib.suppress(NacreError):
+                    self._bring_up(record, block)
+
+    def _bring_up(self, record: Record, block: int, *, attach: bool = False, rows: int = 0, columns: int = 0) -> Stream | None:
+        try:
+            self.record, stream = self._lifecycle.start(record, block, attach=attach, rows=rows, columns=columns)
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, ExecError) else 128
+            message = str(error) if isinstance(error, NacreError) else type(error).__name__
+            self.record = record.replace(error=message, exit_code=code, restart_at=0.0)
+            self._core.database.put(self.record, active=False, pending=record.spec.auto_remove)
+            raise
         return stream
 
     def stop(self, timeout: int | None = None) -> None:
@@ -225,18 +251,24 @@ class Container:
         patience = self.record.spec.stop_timeout if timeout is None else timeout
         with self._lifecycle.verb(self.id):
             record, block, active = self._load()
+            went_on = bool(record.restart_at)
+            if record.spec.restart.name != "no":
+                record = self._lifecycle.renounce(record, active=active)
             self.record = record
             if self._running():
                 if self._paused():
                     self._pausable().resume(self._sandbox())
                 self._end(signal_number(record.spec.stop_signal or record.image_config.stop_signal or "SIGTERM"), patience)
             self.record = self._lifecycle.settle(record, block, active)
-        self._core.container_event(self.record, "stop")
+        if active or went_on:
+            self._core.container_event(self.record, "stop")
         self._auto_remove()
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to the main process. Raises Conflict when it is not running, InvalidArgument for an unknown signal."""
         number = signal_number(signal)
+        if self.record.spec.restart.name != "no" and self._renounced(number):
+            return
         self._require_running()
         if self._paused():
             raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
@@ -254,6 +286,32 @@ class Container:
             self._lifecycle.finish(self.id)
             self._auto_remove()
 
+    def _renounced(self, number: int) -> bool:
+        """A signal that ends it on purpose takes its restarts away, as `stop` does; whether that was all there was to be done."""
+        waiting = False
+        # Whoever holds it for longer is a `stop`, which has done the same, and which a kill must not wait for.
+        with contextlib.suppress(Conflict), self._lifecycle.verb(self.id, wait=1.0):
+            self.record, _, active = self._load()
+            waiting = bool(self.record.restart_at)
+            own = self.record.spec.stop_signal or self.record.image_config.stop_signal
+            # Docker's rule: with a stop signal of its own, other signals than that and KILL do not mean its end.
+            if waiting or number == SIGKILL or not own or number == signal_number(own):
+                self.record = self._lifecycle.renounce(self.record, active=active)
+        return waiting and not self._lifecycle.alive(self.id)
+
+    def set_restart(self, policy: RestartPolicy) -> None:
+        """Give it another restart policy. Raises InvalidArgument."""
+        from nacre.engine import restart
+
+        with self._lifecycle.verb(self.id):
+            record, _, active = self._load()
+            restart.check(policy, auto_remove=record.spec.auto_remove)
+            record = record.replace(spec=record.spec.replace(restart=policy))
+            if policy.name == "no" and record.restart_at:
+                record = self._lifecycle.renounce(record, active=active)
+            self._core.database.put(record, active=active, pending=record.removing)
+            self.record = record
+
     def restart(self, timeout: int | None = None) -> None:
         """Stop, then start."""
         removing = self.record.spec.auto_remove
@@ -263,20 +321,24 @@ class Container:
         self.start()
 
     def wait(self) -> int:
-        """Wait until it is not running; the exit code. Raises NotFound when it was removed and took that with it."""
+        """Wait until it is not running, or for the next end of one that is being restarted; the exit code.
+
+        Raises NotFound when it was removed and took that with it.
+        """
+        last = self.record.finished
         while True:
             exit = self._await_end()
             finished = self._lifecycle.finish(self.id)
             self.record = finished or self.record
-            if not finished or not self._running():
+            if exit or not finished or finished.finished != last or self.state not in (State.RUNNING, State.PAUSED, State.RESTARTING):
                 break
-            # Its sandbox is falling apart: nobody answers any more, but its end is not recorded yet.
+            # It waits for its restart; or its sandbox is falling apart: nobody answers any more, but its end is not recorded yet.
             time.sleep(0.02)
         self._auto_remove()
-        if finished:
-            return finished.exit_code
         if exit:
             return exit.code
+        if finished:
+            return finished.exit_code
         raise NotFound(f"No such container: {self.name}")
 
     def _await_end(self) -> Exit | None:
@@ -311,12 +373,14 @@ class Container:
             record, block, active = self._load()
             self.record = record = self._lifecycle.settle(record, block, active)
             alive = self._lifecycle.alive(self.id)
-            if alive and not force:
+            if (alive or record.restart_at) and not force:
                 raise Conflict(
-                    f"container {self.name} is running: stop the container before removing or force remove",
+                    f"container {self.name} is {'running' if alive else 'restarting'}: stop the container before removing or force remove",
                     hint=f"nacre stop {self.name}, or nacre rm -f {self.name}",
                 )
             # From here on it goes, whatever becomes of this process.
+            if record.restart_at:
+                record = self._lifecycle.renounce(record, active=alive)
             self.record = record = record.replace(removing=True)
             self._core.database.put(record, active=alive, pending=True)
             if alive:
@@ -519,6 +583,8 @@ class Container:
 
     def _require_running(self) -> None:
         if not self._running():
+            if self.record.restart_at:
+                raise Conflict(f"container {self.name} is restarting, wait until it is running", hint=f"nacre ps; nacre logs {self.name}")
             raise Conflict(f"container {self.name} is not running", hint=f"start it: nacre start {self.name}")
         self.record = self._load()[0]
 

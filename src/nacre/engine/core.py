@@ -107,3 +107,10 @@ def timestamp(seconds: float | None = None) -> str:
     nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
     whole, rest = divmod(nanoseconds, 1_000_000_000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{rest:09d}Z"
+
+
+def seconds(text: str) -> float:
+    """The inverse of `timestamp`; 0.0 for "" (never)."""
+    import calendar
+
+    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float("0" + text[19:-1]) if text else 0.0

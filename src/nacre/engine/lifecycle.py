@@ -3,7 +3,8 @@
 Everything that is made for a container carries its id, is made in a fixed order, and can be removed without knowing how far
 the making came. A caller that is killed in the middle leaves work for `settle`, which every later verb begins with, and for
 `sweep`, which `create` and `list` begin with. A row is *pending* while something is to be finished should its owner die: a
-container made for `run` that does not run yet, a start under way, a removal, one with auto_remove that has ended.
+container made for `run` that does not run yet, a start under way, a removal, one with auto_remove that has ended, one that is owed a
+restart.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from nacre.engine.core import Core, timestamp
-from nacre.errors import Conflict, NacreError, NotFound, SandboxError, SandboxGone
+from nacre.engine.core import Core, seconds, timestamp
+from nacre.errors import Conflict, HostError, NacreError, NotFound, SandboxError, SandboxGone
 from nacre.isolation import DRIVERS, Driver, Explaining, Tapped, driver
 from nacre.isolation.channel import Channel, Exit, read_exit_record
 from nacre.isolation.plan import Device, Etc, Security, container_plan
@@ -43,6 +44,7 @@ class Lifecycle:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self.reaping = False  # this process is the helper that carries out restarts
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Lifecycle:
                 proc, pid = channel.spawn(plan)
             except SandboxGone as error:
                 raise self._explain(error, sandbox) from error
-            record = record.replace(pid=pid, main=proc, started=timestamp(), exit_code=0)
+            record = record.replace(pid=pid, main=proc, started=timestamp(), exit_code=0, restart_at=0.0)
             with core.database.together():
                 core.database.put(record, active=True)
                 core.container_event(record, "start")
@@ -297,12 +299,35 @@ class Lifecycle:
             pid=0,
             error=error,
         )
+        if record.spec.restart.name != "no":
+            from nacre.engine import restart
+
+            record = restart.decide(record, seconds(record.finished) - seconds(record.started))
         # Whoever asked for its removal may die before doing it.
         with self.core.database.together():
             self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
             if exit.oom:
                 self.core.container_event(record, "oom")
             self.core.container_event(record, "die", exitCode=str(exit.code))
+        self._see_to_restart(record)
+        return record
+
+    def _see_to_restart(self, record: Container) -> None:
+        """Have a restart that is owed carried out: by a process that outlives this one, which has other things to do."""
+        if record.restart_at and not self.reaping:
+            from nacre.engine import helpers
+
+            with contextlib.suppress(HostError):  # sweep tries again
+                helpers.launch(self.core.layout, "reap", record.id)
+
+    def renounce(self, record: Container, *, active: bool) -> Container:
+        """Somebody ends it on purpose: no restart is owed, and none will be. The caller holds the verb lock."""
+        if record.restart_at:
+            from nacre.engine import helpers
+
+            helpers.dismiss(self.core.layout, "reap", record.id)
+        record = record.replace(stopped=True, restart_at=0.0)
+        self.core.database.put(record, active=active, pending=record.removing)
         return record
 
     def _cause_of_death(self, record: Container, *, lost: bool) -> str:
@@ -320,7 +345,7 @@ class Lifecycle:
             rows = channel.stat(timeout=STAT_PATIENCE)
         for number, pid, _, _ in rows:
             if number == MAIN:
-                record = record.replace(pid=pid, main=number, started=timestamp(), exit_code=0)
+                record = record.replace(pid=pid, main=number, started=timestamp(), exit_code=0, restart_at=0.0)
                 with self.core.database.together():
                     self.core.database.put(record, active=True)
                     self.core.container_event(record, "start")
@@ -332,6 +357,7 @@ class Lifecycle:
         self.clean(record)
         record = record.replace(pid=0, error="its start was interrupted")
         self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
+        self._see_to_restart(record)
         return record
 
     def see_out(self, record: Container, channel: Channel) -> None:
@@ -385,7 +411,7 @@ class Lifecycle:
         identifier = record.id
         steps: tuple[Callable[[], object], ...] = (
             lambda: self.end_stem(identifier),
-            lambda: driver(record.spec.isolation).clean(identifier),
+            lambda: driver(record.spec.isolation).clean(identifier, self.core.layout.sandbox(identifier)),
             lambda: self.core.network.detach(identifier),
             lambda: self._release_rootfs(identifier.removesuffix(FILES)),
         )
@@ -446,12 +472,16 @@ class Lifecycle:
             with contextlib.suppress(NacreError, OSError):
                 self._sweep_sandbox(name)
         self._sweep_network(active)
+        self._sweep_helpers()
 
     def _sweep_pending(self, identifier: str) -> None:
         found = self.load(identifier)
         if not found or is_locked(f"{self.core.layout.container(identifier)}/{CLAIM}"):
             return
         record, block, active = found
+        if record.restart_at and not active:
+            self._see_to_restart(record)
+            return
         if not record.removing:
             record = self.settle(record, block, active)
             if self.alive(identifier) or (active and not record.spec.auto_remove):
@@ -484,7 +514,7 @@ class Lifecycle:
             # No row tells its level. A living one is another engine's that has the same run directory.
             if not self.alive(name):
                 for level in DRIVERS:
-                    driver(level).clean(name)
+                    driver(level).clean(name, self.core.layout.sandbox(name))
                 self.core.layout.discard(self.core.layout.sandbox(name))
 
     def _sweep_network(self, active: list[str]) -> None:
@@ -493,6 +523,15 @@ class Lifecycle:
             left = [name for name in os.listdir(f"{self.core.layout.run}/network/endpoints") if name not in active]
             if any(not is_locked(f"{self.core.layout.run}/network/endpoints/{name}") for name in left):
                 self.core.network.sweep(active)
+
+    def _sweep_helpers(self) -> None:
+        """Helpers that were killed (`nacre.engine.helpers`, which is loaded only when there are any)."""
+        directory = f"{self.core.layout.run}/helpers"
+        with contextlib.suppress(OSError):
+            if not all(is_locked(f"{directory}/{name}") for name in os.listdir(directory)):
+                from nacre.engine import helpers
+
+                helpers.revive(self.core.layout)
 
     def settled(self, identifier: str) -> tuple[Container, int, bool] | None:
         """The record as of now: settled first if its sandbox ended. Does not wait for a verb in progress."""

@@ -60,6 +60,10 @@ def working_dir(path: str) -> str:
 def validate(spec: ContainerSpec) -> list[str]:
     """Refuse what cannot work; answers with warnings about what will be different. Raises InvalidArgument."""
     security.check(spec)
+    if spec.restart.name != "no":
+        from nacre.engine import restart
+
+        restart.check(spec.restart, auto_remove=spec.auto_remove)
     if spec.hostname and (len(spec.hostname) > 63 or "/" in spec.hostname):
         raise InvalidArgument(f"invalid hostname {spec.hostname!r}: at most 63 characters, no '/'")
     seen: set[str] = set()

@@ -136,10 +136,13 @@ class Database:
         return int(block)
 
     def put(self, record: Container, *, active: bool, pending: bool = False) -> None:
-        """Replace a container's record. active: it has been started and its end has not been recorded. Raises Conflict on a taken name."""
+        """Replace a container's record. active: it has been started and its end has not been recorded. Raises Conflict on a taken name.
+
+        A container that is owed a restart is pending, whatever else is done to it.
+        """
         try:
             with self._write() as sql:
-                values = (record.name, int(active), int(pending), self._text(record), record.id)
+                values = (record.name, int(active), int(pending or record.restart_at > 0), self._text(record), record.id)
                 sql.execute("UPDATE containers SET name = ?, active = ?, pending = ?, data = ? WHERE id = ?", values)
         except HostError as error:
             if isinstance(error.__cause__, sqlite3.IntegrityError):
@@ -178,8 +181,10 @@ class Database:
         low, high = name_or_prefix, name_or_prefix + "g"
         return [row[0] for row in self._sql.execute("SELECT id FROM containers WHERE id >= ? AND id < ? LIMIT 2", (low, high))]
 
-    def all(self, *, active: bool | None = None, pending: bool | None = None) -> list[str]:
-        """Ids, newest first."""
+    def all(self, *, active: bool | None = None, pending: bool | None = None, live: bool = False) -> list[str]:
+        """Ids, newest first. live: of those that are active or pending."""
+        if live:
+            return [row[0] for row in self._sql.execute("SELECT id FROM containers WHERE active OR pending ORDER BY created DESC")]
         tests = [f"{column} = {int(value)}" for column, value in (("active", active), ("pending", pending)) if value is not None]
         where = f" WHERE {' AND '.join(tests)}" if tests else ""
         return [row[0] for row in self._sql.execute(f"SELECT id FROM containers{where} ORDER BY created DESC")]

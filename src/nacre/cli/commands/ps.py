@@ -70,6 +70,8 @@ def status_text(item: Container) -> str:
     state, record = item.state, item.record
     if state in (State.RUNNING, State.PAUSED):
         return f"Up {human_duration(time.time() - parse_time(record.started))}{' (Paused)' if state is State.PAUSED else ''}"
+    if state is State.RESTARTING:
+        return f"Restarting ({record.exit_code}) {ago(parse_time(record.finished))}"
     if state is State.EXITED:
         return f"Exited ({record.exit_code}) {ago(parse_time(record.finished))}"
     return "Removal In Progress" if record.removing else str(state).capitalize()
@@ -166,7 +168,7 @@ def select(ctx: Context, containers: list[Container], filters: Filters) -> list[
 
 def _status(value: str) -> str:
     known = [str(state) for state in State]
-    if value not in (*known, "restarting", "removing"):
+    if value not in (*known, "removing"):
         raise UsageError(f"invalid filter 'status={value}'", hint=f"One of {', '.join(known)}.")
     return value
 
