@@ -39,8 +39,8 @@ class Driver(ABC):
         """What `inspect` tells about the isolation: kernel, assurance and, at level vm, monitor and accelerator."""
 
     @abstractmethod
-    def clean(self, identifier: str) -> None:
-        """Remove what the sandbox left outside its directories (cgroups). Idempotent."""
+    def clean(self, identifier: str, directory: str = "") -> None:
+        """Remove what the sandbox left outside its directories (cgroups). Idempotent. directory: of the sandbox, if it is still there."""
 
 
 class Pausable(ABC):

@@ -53,7 +53,7 @@ class Fake(Driver):
         """It says what it is."""
         return {"Kernel": "none", "Assurance": "none: this is a test double"}
 
-    def clean(self, identifier: str) -> None:
+    def clean(self, identifier: str, directory: str = "") -> None:
         """There is nothing outside the directories."""
 
 

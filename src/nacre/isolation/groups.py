@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nacre.errors import InvalidArgument, Unsupported
 from nacre.linux import cgroups
 from nacre.linux.cgroups import Cgroup, Layout, read
 from nacre.linux.cgroups_limits import controllers
-from nacre.linux.devices import rules_of
+from nacre.linux.devices import DeviceRule, rules_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from nacre.model.container import Stats
 
+MARK = "cgroup"
 _DEPTH, _LONGEST = 128, 255
 
 
@@ -72,20 +73,26 @@ class Group:
         """What there is of it."""
         return cgroups.existing(self._group)
 
+    def planned(self) -> Cgroup:
+        """The whole of it as it would be."""
+        return self._group
+
     def create(self, resources: Mapping[str, Any] | None = None) -> None:
         """Make it and set limits and devices. Undone when that fails.
 
         resources: `linux.resources`; devices without a rule are closed but for those that every container has.
         Raises InvalidArgument, Unsupported, Conflict (it has processes), HostError, NoSpace.
         """
-        given = _limits(resources)
-        rules = rules_of((resources or {}).get("devices")) if self._restrict else None
+        self.make(_limits(resources), rules_of((resources or {}).get("devices")))
+
+    def make(self, limits: Mapping[str, Any], rules: Sequence[DeviceRule] | None) -> None:
+        """The same with limits alone and the rules of devices as values; None = every device."""
         places = dict(self._group.directories)
         # Beside v1 the v2 group is made for those controllers alone that v1 does not have: joining it takes long.
-        needed = set(controllers(given)) if self.where.v1 else set()
+        needed = set(controllers(limits)) if self.where.v1 else set()
         if self.where.v1 and self.where.unified not in self.where.track and not needed & set(self.where.v2) - set(self.where.v1):
             places.pop("unified", None)
-        cgroups.build(Cgroup(self.identifier, self.where, places), given, rules=rules, fresh=False)
+        cgroups.build(Cgroup(self.identifier, self.where, places), limits, rules=rules if self._restrict else None, fresh=False)
 
     def update(self, resources: Mapping[str, Any]) -> None:
         """Change limits of the living group; devices only when there is a list of them. Raises as `create` does."""
@@ -151,6 +158,32 @@ def group(path: str, identifier: str, *, systemd: bool = False, where: Layout | 
             raise InvalidArgument(f"cgroupsPath {path!r} is of systemd's form", hint="add --systemd-cgroup, or use a path such as /a/b")
         return Group(path, identifier, where=where, restrict=restrict)
     raise Unsupported("the systemd cgroup manager is not available", hint="leave out --systemd-cgroup")
+
+
+def below(parent: str, identifier: str) -> str:
+    """The path of a container's group below a parent (Docker's --cgroup-parent): a directory, or a slice of systemd."""
+    return f"{parent}:nacre:{identifier}" if is_slice(parent) else f"{parent.rstrip('/')}/{identifier}"
+
+
+def is_slice(parent: str) -> bool:
+    """Does systemd manage groups below this parent?"""
+    return parent.endswith(".slice") and "/" not in parent
+
+
+def record(directory: str, path: str) -> None:
+    """Note in a sandbox's directory where its group is, before it is made, so that whoever cleans up finds it."""
+    with open(f"{directory}/{MARK}", "w", encoding="utf-8") as file:
+        file.write(path)
+
+
+def recorded(directory: str, identifier: str, *, where: Layout | None = None, restrict: bool = True) -> Group | None:
+    """The group noted in a sandbox's directory, if there is a note."""
+    try:
+        with open(f"{directory}/{MARK}", encoding="utf-8") as file:
+            path = file.read()
+    except FileNotFoundError:
+        return None
+    return group(path, identifier, systemd=path.count(":") == 2, where=where, restrict=restrict)
 
 
 def directories(path: str, where: Layout) -> dict[str, str]:

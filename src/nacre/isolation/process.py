@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nacre.isolation.groups import Group
+
 GREETING = 10.0
 
 
@@ -72,7 +74,7 @@ class Process(Driver, Pausable):
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
-        make_group(sandbox.id, sandbox.spec.resources, device_rules(sandbox.spec))
+        make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
         launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         channel.hello(timeout=GREETING)
@@ -81,9 +83,9 @@ class Process(Driver, Pausable):
     def place(self, sandbox: Sandbox) -> Place:
         """How the container plan looks at this level."""
         where, root = manageable(), is_host_root()
-        group = cgroups.find(sandbox.id, where=where)
+        group = find_group(sandbox.id, sandbox.directory)
         if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
-            group = cgroups.planned(sandbox.id, limits_object(sandbox.spec.resources, where), where=where)
+            group = _planned(sandbox, where)
         block = sandbox.owner if sandbox.spec.userns == "private" else 0
         return Place(
             stage=f"{sandbox.directory}/stage",
@@ -100,29 +102,27 @@ class Process(Driver, Pausable):
 
     def stats(self, sandbox: Sandbox) -> Stats:
         """One sample from the cgroups."""
-        return find_group(sandbox.id).stats().replace(time=time.time())
+        return find_group(sandbox.id, sandbox.directory).stats().replace(time=time.time())
 
     def pause(self, sandbox: Sandbox) -> None:
         """Freeze every process of the sandbox."""
-        find_group(sandbox.id).freeze()
+        find_group(sandbox.id, sandbox.directory).freeze()
 
     def resume(self, sandbox: Sandbox) -> None:
         """Thaw them."""
-        find_group(sandbox.id).thaw()
+        find_group(sandbox.id, sandbox.directory).thaw()
 
     def paused(self, sandbox: Sandbox) -> bool:
         """Whether the sandbox is frozen."""
-        return find_group(sandbox.id).frozen()
+        return find_group(sandbox.id, sandbox.directory).frozen()
 
     def describe(self, sandbox: Sandbox) -> dict[str, object]:
         """What `inspect` tells about the isolation."""
         return {"Kernel": os.uname().release, "Assurance": "namespaces, cgroups and seccomp on the host's kernel"}
 
-    def clean(self, identifier: str) -> None:
+    def clean(self, identifier: str, directory: str = "") -> None:
         """Kill what is left and remove the cgroups. Idempotent."""
-        group = find_group(identifier)
-        group.kill()
-        group.remove()
+        clean_group(identifier, directory)
 
 
 def is_host_root() -> bool:
@@ -141,24 +141,59 @@ def manageable() -> cgroups.Layout:
     return delegated(cgroups.layout())
 
 
-def find_group(name: str) -> cgroups.Cgroup:
-    """The control group of a sandbox, as far as there is one."""
-    return cgroups.find(name, where=manageable())
+def find_group(identifier: str, directory: str) -> cgroups.Cgroup:
+    """The control group of the sandbox in `directory`, as far as there is one."""
+    elsewhere = _recorded(identifier, directory)
+    return elsewhere.existing() if elsewhere else cgroups.find(identifier, where=manageable())
 
 
-def make_group(name: str, limits: Resources, rules: Sequence[devices.DeviceRule] | None) -> cgroups.Cgroup:
+def clean_group(identifier: str, directory: str) -> None:
+    """Kill what is left in the control group of a sandbox and remove it. Idempotent."""
+    group = _recorded(identifier, directory) or cgroups.find(identifier, where=manageable())
+    group.kill()
+    group.remove()
+
+
+def _recorded(identifier: str, directory: str) -> Group | None:
+    """The group of a sandbox that does not lie where they do by default."""
+    if not directory or not os.path.exists(f"{directory}/cgroup"):
+        return None
+    from nacre.isolation import groups
+
+    return groups.recorded(directory, identifier, where=manageable(), restrict=is_host_root())
+
+
+def make_group(sandbox: Sandbox, limits: Mapping[str, Any], rules: Sequence[devices.DeviceRule] | None) -> cgroups.Cgroup:
     """The control group of a sandbox with its limits set. Where nothing was delegated there is none, and limits are refused (Unsupported).
 
-    rules: as for `cgroups.create`; in a user namespace there is nothing to forbid, since nobody can make a device node there.
+    limits: OCI `linux.resources` object. rules: as for `cgroups.create`; in a user namespace there is nothing to forbid, since nobody
+    can make a device node there.
     """
-    where = manageable()
-    if is_host_root() or where.kind != "none":
-        return cgroups.create(name, limits_object(limits, where), rules=rules if is_host_root() else None, where=where)
-    if limits != Resources():
+    where, root = manageable(), is_host_root()
+    if where.kind == "none" and not root and (limits or sandbox.spec.cgroup_parent):
         from nacre.linux.delegation import way_out
 
         raise Unsupported("limits cannot be set: no control group is delegated to this user", hint=way_out(cgroups.layout()))
-    return cgroups.find(name, where=where)
+    if sandbox.spec.cgroup_parent:
+        from nacre.isolation import groups
+
+        path = groups.below(sandbox.spec.cgroup_parent, sandbox.id)
+        group = groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where, restrict=root)
+        groups.record(sandbox.directory, path)
+        group.make(limits, rules)
+        return group.existing()
+    if root or where.kind != "none":
+        return cgroups.create(sandbox.id, limits, rules=rules if root else None, where=where)
+    return cgroups.find(sandbox.id, where=where)
+
+
+def _planned(sandbox: Sandbox, where: cgroups.Layout) -> cgroups.Cgroup:
+    if sandbox.spec.cgroup_parent:
+        from nacre.isolation import groups
+
+        path = groups.below(sandbox.spec.cgroup_parent, sandbox.id)
+        return groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where).planned()
+    return cgroups.planned(sandbox.id, limits_object(sandbox.spec.resources, where), where=where)
 
 
 def limits_object(limits: Resources, where: cgroups.Layout) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
 from nacre.isolation.plan import Place, guest_cgroup_ops
-from nacre.isolation.process import find_group, is_host_root, launch, make_group, stem_path
+from nacre.isolation.process import clean_group, find_group, is_host_root, launch, make_group, stem_path
 from nacre.linux import userns
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule, rule_for
 from nacre.linux.files import explained
@@ -86,7 +86,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
         files = _files(sandbox, kernel, binds)
         accelerator = accel.choose(kernel, files.initramfs, facts)
         machine = jail.inside(_machine(sandbox, kernel, program, accelerator.name, facts), files)
-        group = make_group(sandbox.id, _monitor_limits(sandbox.spec.resources), _DEVICES)
+        group = make_group(sandbox, _monitor_limits(sandbox.spec.resources), _DEVICES)
         launch("relay", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         try:
@@ -134,7 +134,7 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
 
     def stats(self, sandbox: Sandbox) -> Stats:
         """CPU time and I/O of the monitor; memory as the host gives it to the machine; processes as the guest counts them."""
-        sample = find_group(sandbox.id).stats()
+        sample = find_group(sandbox.id, sandbox.directory).stats()
         record = _read_record(sandbox.directory)
         limit = record.memory * MIB if record else 0
         return sample.replace(time=time.time(), memory_limit=limit, pids=self._guest_pids(sandbox))
@@ -195,11 +195,9 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
         lines = _console(directory)
         return "\n".join((_cause("\n".join(lines)) or seen, *lines))
 
-    def clean(self, identifier: str) -> None:
+    def clean(self, identifier: str, directory: str = "") -> None:
         """Kill what is left of the monitor and remove its cgroups. Idempotent."""
-        group = find_group(identifier)
-        group.kill()
-        group.remove()
+        clean_group(identifier, directory)
 
 
 def _assurance(record: Record) -> str:
