@@ -646,7 +646,7 @@ def test_version_and_info(nacre_: Nacre, engine: Engine, monkeypatch: pytest.Mon
     assert nacre_("version", "--format", "{{.Os}}").out == "linux\n"
     assert nacre_("version").out.startswith("Version: ")
     monkeypatch.setattr(engine, "info", lambda: {"MemTotal": 1 << 30, "IsolationLevels": ["process", "vm"], "KVM": {"Usable": False}})
-    assert nacre_("info").out == "Total Memory: 1GiB\nIsolation Levels: process, vm\nKVM:\n  Usable: false\n"
+    assert nacre_("info").out == "Isolation Levels: process vm\nTotal Memory: 1GiB\nKVM:\n  Usable: false\n"
     assert json.loads(nacre_("info", "-f", "json").out)["KVM"] == {"Usable": False}
     assert lines({"NCPU": 2, "KernelVersion": "6"}) == ["CPUs: 2", "Kernel Version: 6"]
 

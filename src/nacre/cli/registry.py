@@ -14,7 +14,7 @@ COMMON: dict[str, tuple[str, str]] = {
     "pull": ("pull", "Download an image from a registry"),
     "images": ("images", "List images"),
     "version": ("system", "Show version information"),
-    "info": ("system", "Show what this installation consists of"),
+    "info": ("info", "Show what this installation consists of"),
     "doctor": ("doctor", "Check what this host offers and how to fix what is missing"),
 }
 

@@ -133,28 +133,9 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What this engine uses and holds."""
-        from nacre.isolation.process import cgroup_kind, is_host_root
-        from nacre.model.container import State
+        from nacre.engine.info import info
 
-        states = [container.state for container in self.containers.list(all=True)]
-        return {
-            **self.version(),
-            "Root": self._core.layout.root,
-            "Run": self._core.layout.run,
-            "Containers": len(states),
-            "ContainersRunning": states.count(State.RUNNING),
-            "ContainersPaused": states.count(State.PAUSED),
-            "ContainersStopped": len(states) - states.count(State.RUNNING) - states.count(State.PAUSED),
-            "Images": len(self.images.list()),
-            "StorageDriver": self._core.layers.driver,
-            "StorageDriverReason": self._core.layers.choice.reason,
-            "CgroupLayout": cgroup_kind(),
-            "Rootless": not is_host_root(),
-            "NetworkUplink": self._core.network.uplink(),
-            "IsolationLevels": ["process", "vm"],
-            "NCPU": os.cpu_count() or 1,
-            "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        }
+        return info(self._core, (container.state for container in self.containers.list(all=True)), len(self.images.list()))
 
     def explain(self, spec: ContainerSpec) -> str:
         """The plan that `containers.run(spec)` would have stem execute, one operation per line. Changes nothing."""

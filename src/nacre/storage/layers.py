@@ -78,6 +78,19 @@ class LayerStore:
         """Name of the driver in use."""
         return self.choice.driver
 
+    def status(self) -> list[tuple[str, str]]:
+        """What stands behind the choice, as names and values for a reader. Raises InvalidArgument, HostError."""
+        from nacre.storage.probe import DRIVERS, abilities, backing
+
+        found = abilities(self._root, self._run)
+        rows = [("Backing Filesystem", backing(self._root) or "unknown")]
+        if self.driver == "erofs":
+            rows.append(("Layers", "mounted as files" if found.through == "file" else "mounted through loop devices"))
+        if self.driver in ("erofs", "overlay"):
+            rows.append(("userxattr", "true" if found.user_namespace else "false"))
+        rows.append(("Chosen", self.choice.reason or "the best this host offers"))
+        return rows + [(f"Driver {name}", found.of(name)) for name in DRIVERS]
+
     def has(self, diff_id: str) -> bool:
         """Whether the layer is there, complete, in a form that the driver can use."""
         return bool(self._format(self._directory(diff_id)))

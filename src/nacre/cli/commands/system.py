@@ -1,14 +1,12 @@
-"""`nacre version` and `nacre info`."""
+"""`nacre version`, and how answers about the installation are shown."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command, Flag
-from nacre.errors import Denied, HostError
 from nacre.version import VERSION
 
 
@@ -21,23 +19,11 @@ def version(ctx: Context, args: Arguments) -> int:
     """`nacre version`."""
     from nacre import engine
 
-    return _show(ctx, engine.version(), args.format)
+    return show(ctx, engine.version(), args.format)
 
 
-def info(ctx: Context, args: Arguments) -> int:
-    """`nacre info`. A user who cannot have an engine learns why, and what there is without one."""
-    try:
-        return _show(ctx, ctx.engine.info(), args.format)
-    except (Denied, HostError) as error:
-        if not os.geteuid():
-            raise
-        from nacre import engine
-
-        ctx.report(error)
-        return _show(ctx, {**engine.version(), "Rootless": {"Usable": False, "Reason": error.message, "WayOut": error.hint}}, args.format)
-
-
-def _show(ctx: Context, answer: dict[str, Any], form: str) -> int:
+def show(ctx: Context, answer: dict[str, Any], form: str) -> int:
+    """Print an answer: as JSON, by a Go template, or as lines for a reader (form "")."""
     if form == "json":
         ctx.out(json.dumps(answer, ensure_ascii=False, separators=(",", ":")))
     elif form:
@@ -80,9 +66,8 @@ def _text(name: str, value: Any) -> str:
     return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-_FORMAT = Flag("format", "json, or a Go template", "string", short="f")
+FORMAT = Flag("format", "json, or a Go template", "string", short="f")
 
 COMMANDS = {
-    "version": Command(version, "", (_FORMAT,), examples=(("version --format '{{.Version}}'", "Only the number"),)),
-    "info": Command(info, "", (_FORMAT,), examples=(("info", "Directories, storage driver, control groups, numbers of objects"),)),
+    "version": Command(version, "", (FORMAT,), examples=(("version --format '{{.Version}}'", "Only the number"),)),
 }
