@@ -123,7 +123,8 @@ def test_jail(golden: Golden, plain_host: None, who: Confinement) -> None:
         binds=() if who is Confinement.USER else BINDS,
     )
     inside = jail.inside(machine("kvm" if who is Confinement.USER else "tcg", mac="02:00:00:00:00:02"), files)
-    spawn = jail.spawn(sandbox(), inside, files, ["/sys/fs/cgroup/nacre/1/cgroup.procs"], who)
+    user = 65535 if who is Confinement.OWNER else 0
+    spawn = jail.spawn(sandbox(), inside, files, ["/sys/fs/cgroup/nacre/1/cgroup.procs"], who, user=user)
     assert (spawn.local, spawn.channel, spawn.console, spawn.log) == (True, True, True, "console.log")
     assert spawn.ops[-1].args[1:] == qemu.command_line(inside)
     golden(f"microvm/jail-{who.name.lower()}.plan", record(spawn))

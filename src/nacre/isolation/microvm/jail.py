@@ -7,6 +7,10 @@ kernel, and the image files of this sandbox's layers. Everything else it uses it
 Bind mounts need more: the guest's root must own what it creates there. The monitor is then root of a user namespace whose 65536
 ids the mounts are mapped to (id-mapped mounts, Linux 5.12), with the capabilities that file ownership takes in that namespace
 and none outside. Where the source's file system cannot be id-mapped, it keeps those few capabilities on the host (`Confinement.ROOT`).
+
+An ordinary user's engine is in a user namespace already: there the monitor is one of the user's subordinate ids, or, when it serves
+bind mounts or needs the user's groups to open /dev/kvm, the user (`Confinement.OWNER`). Device nodes cannot be made there, so the
+host's are bound.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ class Confinement(enum.StrEnum):
     USER = "an unprivileged user of its own"
     NAMESPACE = "root of a user namespace of its own"
     ROOT = "root with the capabilities of file ownership only"
+    OWNER = "the user who started it, without privileges on the host"
 
 
 class Files(Value):
@@ -101,8 +106,11 @@ def mapping_trial(sandbox: Sandbox, binds: Sequence[BoundMount]) -> Spawn:
     return Spawn(ops=(*setup, op(Code.BUILTIN, 2, "stat", "/")), clone=NEWNS, local=True)
 
 
-def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[str], who: Confinement) -> Spawn:
-    """The monitor's spawn record. machine: as `inside` made it; join: files that take "0" to join the cgroups."""
+def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[str], who: Confinement, *, user: int = 0) -> Spawn:
+    """The monitor's spawn record. machine: as `inside` made it; join: files that take "0" to join the cgroups.
+
+    user: an id for the monitor in a user namespace where device nodes cannot be made, 0 = this is the host's root.
+    """
     ops = [op(Code.WRITE, path, b"0", 0) for path in join]
     if sandbox.endpoint.netns:
         ops.append(op(Code.SETNS, sandbox.endpoint.netns, NEWNET))
@@ -112,13 +120,13 @@ def spawn(sandbox: Sandbox, machine: qemu.Machine, files: Files, join: Sequence[
     if files.disk:
         ops.append(op(Code.OPEN, files.disk, os.O_RDWR, DISK_FD))
     ops += _empty_root(f"{sandbox.directory}/jail")
-    ops += _system(machine)
+    ops += _system(machine, nodes=not user)
     ops += _images(files)
     if who is Confinement.NAMESPACE:
         ops += _user_namespace(sandbox)
     ops += _shares(files.binds, mapped=who is Confinement.NAMESPACE)
     ops += [op(Code.PIVOT), op(Code.UMASK, 0), op(Code.RLIMIT, _RLIMIT_CORE, 0, 0)]
-    ops += _identity(who, sandbox.owner or NOBODY)
+    ops += _identity(who, user or sandbox.owner or NOBODY, FILE_CAPABILITIES if files.binds else 0)
     ops += [op(Code.NNP), op(Code.DEATH, _SIGKILL)]
     argv = qemu.command_line(machine)
     return Spawn(
@@ -146,7 +154,7 @@ def _user_namespace(sandbox: Sandbox) -> list[Op]:
     return [op(Code.USERNS, line, line)]
 
 
-def _system(machine: qemu.Machine) -> list[Op]:
+def _system(machine: qemu.Machine, *, nodes: bool) -> list[Op]:
     """The program and what it is linked with; the devices it opens itself."""
     ops: list[Op] = []
     prefix = os.path.dirname(os.path.dirname(os.path.realpath(machine.program)))
@@ -155,13 +163,20 @@ def _system(machine: qemu.Machine) -> list[Op]:
         if os.path.islink(path):
             ops.append(op(Code.SYMLINK, os.readlink(path), f"%{path}"))
         elif os.path.isdir(path):
-            ops += [op(Code.MKDIR, f"%{path}", 0o755), op(Code.BIND, path, f"%{path}", _READ_ONLY)]
+            # In a user namespace what is mounted below cannot be left out.
+            ops += [op(Code.MKDIR, f"%{path}", 0o755), op(Code.BIND, path, f"%{path}", _READ_ONLY | (0 if nodes else MS_REC))]
     if os.path.isfile("/etc/ld.so.cache"):
         ops += _file("/etc/ld.so.cache", "%/etc/ld.so.cache")
-    ops += [op(Code.MKDIR, "%/dev", 0o755), op(Code.MKNOD, "%/dev/null", _S_IFCHR | 0o666, _NULL_DEVICE)]
+    ops += [op(Code.MKDIR, "%/dev", 0o755), *_node("/dev/null", _NULL_DEVICE, nodes)]
     if machine.accelerator == "kvm":
-        ops.append(op(Code.MKNOD, "%/dev/kvm", _S_IFCHR | 0o666, _KVM_DEVICE))
+        ops += _node("/dev/kvm", _KVM_DEVICE, nodes)
     return ops
+
+
+def _node(path: str, number: int, made: bool) -> list[Op]:
+    if made:
+        return [op(Code.MKNOD, f"%{path}", _S_IFCHR | 0o666, number)]
+    return [op(Code.TOUCH, f"%{path}", 0o444), op(Code.BIND, path, f"%{path}", MS_BIND | MS_NOSUID | MS_NOEXEC)]
 
 
 def _images(files: Files) -> list[Op]:
@@ -195,8 +210,8 @@ def _shares(binds: Sequence[BoundMount], *, mapped: bool) -> list[Op]:
     return ops
 
 
-def _identity(who: Confinement, user: int) -> list[Op]:
+def _identity(who: Confinement, user: int, capabilities: int) -> list[Op]:
     if who is Confinement.USER:
         return [op(Code.BOUND, 0), op(Code.SETUID, user, user), op(Code.CAPS, 0, 0, 0, 0)]
     enter = [op(Code.ENTER)] if who is Confinement.NAMESPACE else []
-    return [*enter, op(Code.BOUND, FILE_CAPABILITIES), op(Code.CAPS, FILE_CAPABILITIES, FILE_CAPABILITIES, 0, 0)]
+    return [*enter, op(Code.BOUND, capabilities), op(Code.CAPS, capabilities, capabilities, 0, 0)]
