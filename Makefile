@@ -19,11 +19,13 @@ deps: ## install what is missing: distribution packages and the Python environme
 build: deps ## compile the C program and the Python byte code; afterwards .venv/bin/nacre works
 	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/python -m compileall -q src
+	@scripts/write-launcher $(CURDIR)/.venv $(CURDIR)/src
 
 demo: ## pull a real image from a real registry and run it at both isolation levels
 	@$(NEED) run build python test
 	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/python -m compileall -q src
+	@scripts/write-launcher $(CURDIR)/.venv $(CURDIR)/src
 	@scripts/demo
 
 test: ## everything: lint, types, C tests, unit and integration tests
@@ -72,6 +74,7 @@ bench: ## measure against podman and bare QEMU; writes docs/benchmarks.md
 	@$(NEED) run build python test kernel bench
 	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/python -m compileall -q src
+	@scripts/write-launcher $(CURDIR)/.venv $(CURDIR)/src
 	@guest/build-kernel >/dev/null
 	@$(BIN)/python bench/run --write docs/benchmarks.md
 

@@ -29,6 +29,7 @@ FRONT_ENDS = {"cli", "dockerapi", "cri", "ociruntime", "web"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "starter": set(),
     "model": {"errors"},
     "wire": BASE,
     "linux": BASE,

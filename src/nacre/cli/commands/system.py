@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from nacre.cli.context import Context
 from nacre.cli.flags import Arguments, Command, Flag
 from nacre.version import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def short_version() -> str:
@@ -25,6 +26,8 @@ def version(ctx: Context, args: Arguments) -> int:
 def show(ctx: Context, answer: dict[str, Any], form: str) -> int:
     """Print an answer: as JSON, by a Go template, or as lines for a reader (form "")."""
     if form == "json":
+        import json
+
         ctx.out(json.dumps(answer, ensure_ascii=False, separators=(",", ":")))
     elif form:
         from nacre.cli.commands.inspect import typed
