@@ -36,8 +36,11 @@ class Place:
         self.environment = directory / "env"
         (self.environment / "bin").mkdir(parents=True)
         (self.environment / "bin/python").symlink_to(sys.executable)
-        subprocess.run([REPOSITORY / "scripts/write-launcher", self.environment, self.sources], check=True)
+        self.write()
         self.bundle = self.package / f"__pycache__/modules.{sys.implementation.cache_tag}"
+
+    def write(self) -> None:
+        subprocess.run([REPOSITORY / "scripts/write-launcher", self.environment, self.sources], check=True)
 
     def run(self) -> str:
         done = subprocess.run([self.environment / "bin/nacre"], capture_output=True, text=True, check=False, env={})
@@ -74,6 +77,13 @@ def test_a_package_that_became_a_module_is_found(place: Place) -> None:
     source.rename(place.package / "cli.py")
     shutil.rmtree(place.package / "cli")
     assert place.run() == "old SourceFileLoader Loader"
+
+
+def test_a_module_that_cannot_be_imported_is_left_out(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (place.package / "broken.py").write_text("this is no Python\n")
+    place.write()
+    assert place.run() == "old Loader Loader"
 
 
 def replaced(data: bytes, at: int) -> bytes:
