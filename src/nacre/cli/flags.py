@@ -49,12 +49,13 @@ _KINDS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "list": (str, None),
     "int": (_integer, 0),
     "bytes": (units.parse_size, 0),
+    "swap": (lambda text: -1 if text == "-1" else units.parse_size(text), 0),
     "decimal": (units.parse_cpus, 0.0),
 }
 
 
 class Flag:
-    """One flag. kind: bool, string, list (may be repeated), int, bytes (512m) or decimal (1.5).
+    """One flag. kind: bool, string, list (may be repeated), int, bytes (512m), swap (bytes or -1) or decimal (1.5).
 
     value: the word for the value in help texts; choices: the only values allowed; aliases: hidden other long names;
     complete: what the shell offers as its value (see `nacre.cli.complete`): files, containers, images ...

@@ -314,6 +314,25 @@ class Container:
 
     def restart(self, timeout: int | None = None) -> None:
         """Stop, then start."""
+    def update(self, **changes: Any) -> builtins.list[str]:
+        """Change limits, at once when it runs and for its next start; answers with warnings.
+
+        changes: fields of `Resources`; -1 lifts pids, memory_swap and cpu_quota. Raises InvalidArgument, Unsupported, Conflict, HostError.
+        """
+        from nacre.engine import update
+
+        with self._lifecycle.verb(self.id):
+            record, block, active = self._load()
+            record = self._lifecycle.settle(record, block, active)
+            after = update.merged(record.spec, changes)
+            self.record = record
+            if running := self._running():
+                update.apply(self._sandbox(), after, changes)
+            self.record = record.replace(spec=record.spec.replace(resources=update.recorded(after)))
+            self._core.database.put(self.record, active=running, pending=record.removing)
+        self._core.container_event(self.record, "update")
+        return update.warnings(after)
+
         removing = self.record.spec.auto_remove
         if removing and self._running():
             raise Conflict(f"container {self.name} removes itself when it stops", hint="start a new one instead")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nacre.model.container import Container, State
+from nacre.model.container import Container, DeviceLimit, Resources, State
 from nacre.model.image import Image
 from nacre.model.network import Endpoint, PortMapping
 from nacre.model.reference import Reference
@@ -90,10 +90,8 @@ def _host_config(record: Container) -> dict[str, Any]:
         "UsernsMode": spec.userns,
         "ShmSize": spec.shm_size,
         "Sysctls": spec.sysctls,
-        "Memory": spec.resources.memory,
-        "NanoCpus": int(spec.resources.cpus * 1e9),
-        "CpuShares": spec.resources.cpu_shares,
-        "PidsLimit": spec.resources.pids or None,
+        "CgroupParent": spec.cgroup_parent,
+        **_limits(spec.resources),
         "OomScoreAdj": spec.oom_score_adj,
         "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in spec.ulimits],
     }
@@ -113,6 +111,35 @@ def _device(text: str) -> dict[str, str]:
 
 
 def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:
+def _limits(limits: Resources) -> dict[str, Any]:
+    def devices(entries: tuple[DeviceLimit, ...], key: str = "Rate") -> list[dict[str, Any]]:
+        return [{"Path": entry.path, key: entry.value} for entry in entries]
+
+    return {
+        "Memory": limits.memory,
+        "MemorySwap": limits.memory_swap or 2 * limits.memory,
+        "MemoryReservation": limits.memory_reservation,
+        "MemorySwappiness": None if limits.memory_swappiness == -1 else limits.memory_swappiness,
+        "OomKillDisable": limits.oom_kill_disable,
+        "NanoCpus": round(limits.cpus * 1e9),
+        "CpuShares": limits.cpu_shares,
+        "CpuPeriod": limits.cpu_period,
+        "CpuQuota": limits.cpu_quota,
+        "CpuRealtimePeriod": limits.cpu_rt_period,
+        "CpuRealtimeRuntime": limits.cpu_rt_runtime,
+        "CpusetCpus": limits.cpuset_cpus,
+        "CpusetMems": limits.cpuset_mems,
+        "PidsLimit": limits.pids or None,
+        "BlkioWeight": limits.blkio_weight,
+        "BlkioWeightDevice": devices(limits.blkio_weight_device, "Weight"),
+        "BlkioDeviceReadBps": devices(limits.device_read_bps),
+        "BlkioDeviceWriteBps": devices(limits.device_write_bps),
+        "BlkioDeviceReadIOps": devices(limits.device_read_iops),
+        "BlkioDeviceWriteIOps": devices(limits.device_write_iops),
+        "CgroupConf": limits.unified or None,
+    }
+
+
     shown: dict[str, list[dict[str, str]]] = {}
     for port in ports:
         entry = {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port) if port.host_port else ""}

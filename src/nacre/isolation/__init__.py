@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nacre.errors import Unsupported
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
-from nacre.model.container import Sandbox, Stats
+from nacre.model.container import Resources, Sandbox, Stats
 
 
 class Driver(ABC):
@@ -57,6 +57,14 @@ class Pausable(ABC):
     @abstractmethod
     def paused(self, sandbox: Sandbox) -> bool:
         """Whether it is stopped now."""
+
+
+class Adjustable(ABC):
+    """Drivers that can change the limits of a running sandbox."""
+
+    @abstractmethod
+    def update(self, sandbox: Sandbox, changed: Resources) -> None:
+        """Set those limits of `changed` that are not none (-1 lifts one). The others stay. Raises Unsupported, Conflict, HostError."""
 
 
 class Tapped(ABC):

@@ -29,7 +29,7 @@ _THROTTLES = (
 
 
 def check(resources: Resources, level: Level = Level.PROCESS) -> None:
-    """Refuse limits that make no sense, on this host or at this level. Raises InvalidArgument, Unsupported."""
+    """Refuse limits that make no sense, or that cannot be had on this host or at this level. Raises InvalidArgument, Unsupported."""
     _check_memory(resources)
     _check_processors(resources)
     if resources.blkio_weight and not 10 <= resources.blkio_weight <= 1000:
@@ -40,8 +40,21 @@ def check(resources: Resources, level: Level = Level.PROCESS) -> None:
     for name in resources.unified:
         if "." not in name or "/" in name:
             raise InvalidArgument(f"invalid cgroup configuration {name!r}", hint="a file of cgroup v2 as in memory.high=1073741824")
+    if resources.pids < -1:
+        raise InvalidArgument(f"invalid limit of processes {resources.pids}", hint="-1 is unlimited")
     if level is Level.VM:
         _check_guest(resources)
+    _check_host(resources, level)
+
+
+def _check_host(resources: Resources, level: Level) -> None:
+    """Find out now what the start of the container would find out: a controller that is not there."""
+    from nacre.isolation.process import delegated_only, manageable
+    from nacre.linux.cgroups_limits import lacking
+
+    where = manageable()
+    with delegated_only():
+        lacking(host_object(resources) if level is Level.VM else resources_object(resources, where), where)
 
 
 def _check_memory(asked: Resources) -> None:
@@ -155,7 +168,7 @@ def resources_object(asked: Resources, where: Layout) -> dict[str, Any]:
     Unless it is asked for, swap is limited where that can be done, to as much as memory.
     """
     made = {**_memory_object(asked, swap=2 * asked.memory if _accounts_swap(where) else 0), **host_object(asked)}
-    if asked.pids > 0:
+    if asked.pids:
         made["pids"] = {"limit": asked.pids}
     if asked.unified:
         made["unified"] = dict(asked.unified)
@@ -213,8 +226,8 @@ def guest_files(asked: Resources) -> list[tuple[str, str]]:
     files = [("memory.max", str(asked.memory)), ("memory.swap.max", "0")] if asked.memory else []
     if asked.memory_reservation:
         files.append(("memory.low", str(asked.memory_reservation)))
-    if asked.pids > 0:
-        files.append(("pids.max", str(asked.pids)))
+    if asked.pids:
+        files.append(("pids.max", str(asked.pids) if asked.pids > 0 else "max"))
     return files + list(asked.unified.items())
 
 

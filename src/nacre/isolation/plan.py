@@ -383,7 +383,8 @@ def guest_cgroup_ops(path: str, files: Iterable[tuple[str, str]]) -> tuple[Op, .
     """Make a cgroup v2 below the guest's root and set the container's own limits in it: (file, value)."""
     # A guest's kernel without swap has nothing to limit.
     optional = {"memory.swap.max": WRITE_OPTIONAL}
-    return (op(Code.MKDIR, path, 0o755), *(op(Code.WRITE, f"{path}/{name}", value.encode(), optional.get(name, 0)) for name, value in files))
+    writes = (op(Code.WRITE, f"{path}/{name}", value.encode(), optional.get(name, 0)) for name, value in files)
+    return (op(Code.MKDIR, path, 0o755), *writes)
 
 
 def makedev(major: int, minor: int) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from nacre.errors import HostError, SandboxError, Unsupported
-from nacre.isolation import Driver, Pausable
+from nacre.isolation import Adjustable, Driver, Pausable
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
 from nacre.linux import cgroups, devices
@@ -69,7 +69,7 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ}
 
 
-class Process(Driver, Pausable):
+class Process(Driver, Adjustable, Pausable):
     """The driver of level process. State of a sandbox: its stem (lock in the directory) and its cgroups `nacre/<id>`."""
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
@@ -117,6 +117,18 @@ class Process(Driver, Pausable):
         return find_group(sandbox.id, sandbox.directory).frozen()
 
     def describe(self, sandbox: Sandbox) -> dict[str, object]:
+    def update(self, sandbox: Sandbox, changed: Resources) -> None:
+        """Write them into its control group, which systemd is told of when it is systemd's."""
+        where = manageable(sandbox.directory)
+        limits = limits_object(changed, where)
+        if elsewhere := _recorded(sandbox.id, sandbox.directory):
+            elsewhere.update(limits)
+            return
+        group = cgroups.find(sandbox.id, where=where)
+        if not group.directories:
+            raise cgroups.gone(sandbox.id[:12], f"{cgroups.PARENT}/{sandbox.id}")
+        group.limit(limits)
+
         """What `inspect` tells about the isolation."""
         return {"Kernel": os.uname().release, "Assurance": "namespaces, cgroups and seccomp on the host's kernel"}
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 from nacre.errors import Conflict, HostError, InvalidArgument, Unsupported
 from nacre.linux import cgroups
-from nacre.linux.cgroups import Cgroup, read
+from nacre.linux.cgroups import Cgroup, Layout, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _FIELDS = (
     ("net_cls", "network", ("classID",)),
     ("net_prio", "network", ("priorities",)),
 )  # fmt: skip
+_TITLES = {"cpu": "processor time", "cpuset": "processors", "blkio": "disks", "io": "disks", "pids": "processes", "hugetlb": "huge pages"}
 # What a kernel needs for a file that is not there.
 _NEEDS = {
     "memory.memsw.limit_in_bytes": "boot with swapaccount=1, or leave the swap limit out",
@@ -70,6 +71,15 @@ def controllers(limits: Mapping[str, Any]) -> tuple[str, ...]:
     found += [name for name, key in (("hugetlb", "hugepageLimits"), ("rdma", "rdma")) if _wished(limits.get(key))]
     found += [name.partition(".")[0] for name in _section(limits, "unified")]
     return tuple(dict.fromkeys(name for name in found if name != "cgroup"))
+
+
+def lacking(limits: Mapping[str, Any], where: Layout) -> None:
+    """Raises Unsupported when a controller that these limits need cannot be had in this layout."""
+    if limits.get("unified") and (where.kind in ("v1", "none") or (where.v1 and not where.v2)):
+        raise _no_unified(next(iter(limits["unified"])), where)
+    for name in controllers(limits):
+        if not where.has(name) and name != "cgroup":
+            raise _lacking(Cgroup("", where, {}), name, f"limits of {_TITLES.get(name, name)}")
 
 
 def apply(group: Cgroup, limits: Mapping[str, Any]) -> None:
@@ -429,10 +439,7 @@ def _rdma(group: Cgroup, given: Mapping[str, Any]) -> None:
 def _unified(group: Cgroup, given: Mapping[str, Any]) -> None:
     """v2's files by their names, as they are."""
     if not group.unified or (group.v1 and not group.layout.v2):
-        raise Unsupported(
-            f"cannot set {next(iter(given))}: these are files of cgroup v2, and this host has {group.layout.kind}",
-            hint="boot with systemd.unified_cgroup_hierarchy=1, or use the flags that work on both",
-        )
+        raise _no_unified(next(iter(given)), group.layout)
     for name, text in given.items():
         controller = name.partition(".")[0]
         if "/" in name or "." not in name or not isinstance(text, str):
@@ -543,6 +550,13 @@ def _lacking(group: Cgroup, controller: str, what: str) -> Unsupported:
     return Unsupported(
         f"cannot set {what}: the {name} controller is not available",
         hint=f"it is not in {where.unified}/cgroup.controllers: the kernel lacks it, it is mounted as v1, or it was not delegated",
+    )
+
+
+def _no_unified(name: str, where: Layout) -> Unsupported:
+    return Unsupported(
+        f"cannot set {name}: it is a file of cgroup v2, and this host has {where.kind}",
+        hint="boot with systemd.unified_cgroup_hierarchy=1, or use the flags that work on both",
     )
 
 

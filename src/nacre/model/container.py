@@ -108,6 +108,8 @@ class ContainerSpec(Value):
     isolation: level; kernel: path or name of a guest kernel, "" = the default (level vm only).
     pid, ipc, uts, cgroupns: "" (an own namespace), host, or container:ID whose namespace is shared; ipc also private, shareable and none.
     rootfs: directory that is the root file system instead of an image's, "" = none; rootfs_overlay: leave it unchanged, write above it.
+    cgroup_parent: the group below which its own is made, a path or a slice of systemd, "" = the default.
+    storage_size: bytes that it may write to its root file system, 0 = no limit (at level vm: the size of its disk, 0 = 16 GiB).
     gpus: CDI names (vendor/class=device); devices: HOST[:CONTAINER[:rwm]] or CDI names.
     """
 

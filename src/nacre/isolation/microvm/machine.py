@@ -14,8 +14,8 @@ import re
 import time
 from collections.abc import Sequence
 
-from nacre.errors import NacreError, SandboxError, SandboxGone, Unsupported
-from nacre.isolation import Driver, Explaining, Pausable, Tapped, limits
+from nacre.errors import Conflict, NacreError, SandboxError, SandboxGone, Unsupported
+from nacre.isolation import Adjustable, Driver, Explaining, Pausable, Tapped, limits
 from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
@@ -66,7 +66,7 @@ class Record(Value):
     cpus: int
 
 
-class MicroVm(Driver, Explaining, Pausable, Tapped):
+class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
     """The driver of level vm. State of a sandbox: its relay (lock in the directory), the monitor and its cgroups `nacre/<id>`."""
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
@@ -150,6 +150,20 @@ class MicroVm(Driver, Explaining, Pausable, Tapped):
             return 0
         finally:
             channel.close()
+
+    def update(self, sandbox: Sandbox, changed: Resources) -> None:
+        """The host's part in the monitor's control group, the guest's in the container's; the machine itself keeps its size."""
+        record = _read_record(sandbox.directory)
+        if record:
+            _check_size(record, changed)
+        files = limits.guest_files(changed)
+        if files and self.paused(sandbox):
+            raise Conflict("the container is paused, and its guest cannot change limits now", hint="unpause it first")
+        find_group(sandbox.id, sandbox.directory).limit(_monitor_limits(changed))
+        if files:
+            writes = guest_cgroup_ops(GROUP, files)[1:]
+            with contextlib.closing(Channel(sandbox.directory)) as channel:
+                channel.spawn(Spawn(ops=(*writes, op(Code.BUILTIN, 2, "stat", "/"))), timeout=GUEST_SECONDS)
 
     def pause(self, sandbox: Sandbox) -> None:
         """Stop the virtual processors."""
@@ -260,6 +274,20 @@ def guest_memory(resources: Resources, kernel: kernels.GuestKernel) -> int:
     limit = -(-resources.memory // MIB)
     # A guest kernel keeps 64 bytes per page.
     return OVERHEAD[kernel.kind] + limit + limit // 64
+
+
+def _check_size(record: Record, changed: Resources) -> None:
+    """A running machine has the memory and the processors that it booted with."""
+    if changed.memory > record.memory * MIB:
+        raise Unsupported(
+            f"the running machine has {record.memory} MiB of memory: its limit cannot rise above that",
+            hint="stop the container, update it, and start it again",
+        )
+    if math.ceil(changed.cpus) > record.cpus:
+        raise Unsupported(
+            f"the running machine has {record.cpus} processors: it cannot use more",
+            hint="stop the container, update it, and start it again",
+        )
 
 
 def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accelerator: str, facts: accel.Facts) -> qemu.Machine:
