@@ -67,7 +67,7 @@ OPS: tuple[tuple[Op, str], ...] = (
     (op(Code.COPYUP, 0, "%/srv"), "copy contents into %/srv"),
     (op(Code.IDENTITY, 1, 2, b"\x05\x00\x00\x00", 0), "become uid 1 and gid 2"),
     (op(Code.CWD, "/w"), "change working directory to /w"),
-    (op(Code.LOOKUP, "sh", "/bin"), "exec: sh"),
+    (op(Code.LOOKUP, "sh", "/bin"), 'exec: "sh"'),
     (op(Code.READY), "prepare for exec"),
     (op(Code.MOVE), "move the root directory to /"),
     (op(Code.DOMAIN, "d"), "set domain name d"),
