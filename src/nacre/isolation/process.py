@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nacre.errors import HostError, SandboxError, Unsupported
 from nacre.isolation import Adjustable, Driver, Pausable
@@ -82,7 +83,7 @@ class Process(Driver, Adjustable, Pausable):
 
     def place(self, sandbox: Sandbox) -> Place:
         """How the container plan looks at this level."""
-        where, root = manageable(), is_host_root()
+        where, root = manageable(sandbox.directory), is_host_root()
         group = find_group(sandbox.id, sandbox.directory)
         if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
             group = _planned(sandbox, where)
@@ -116,7 +117,6 @@ class Process(Driver, Adjustable, Pausable):
         """Whether the sandbox is frozen."""
         return find_group(sandbox.id, sandbox.directory).frozen()
 
-    def describe(self, sandbox: Sandbox) -> dict[str, object]:
     def update(self, sandbox: Sandbox, changed: Resources) -> None:
         """Write them into its control group, which systemd is told of when it is systemd's."""
         where = manageable(sandbox.directory)
@@ -129,6 +129,7 @@ class Process(Driver, Adjustable, Pausable):
             raise cgroups.gone(sandbox.id[:12], f"{cgroups.PARENT}/{sandbox.id}")
         group.limit(limits)
 
+    def describe(self, sandbox: Sandbox) -> dict[str, object]:
         """What `inspect` tells about the isolation."""
         return {"Kernel": os.uname().release, "Assurance": "namespaces, cgroups and seccomp on the host's kernel"}
 
@@ -144,24 +145,27 @@ def is_host_root() -> bool:
     return userns.is_initial()
 
 
-def manageable() -> cgroups.Layout:
-    """The control groups that this engine may make groups in: all of the host's, or what was delegated to an ordinary user."""
+def manageable(directory: str = "") -> cgroups.Layout:
+    """The control groups that this engine may make groups in: all of the host's, or what was delegated to an ordinary user.
+
+    directory: of a sandbox that may have been started in another session, to which something else was delegated.
+    """
     if is_host_root():
         return cgroups.layout()
-    from nacre.linux.delegation import delegated
+    from nacre.linux import delegation
 
-    return delegated(cgroups.layout())
+    return delegation.recorded(directory) or delegation.delegated(cgroups.layout())
 
 
 def find_group(identifier: str, directory: str) -> cgroups.Cgroup:
     """The control group of the sandbox in `directory`, as far as there is one."""
     elsewhere = _recorded(identifier, directory)
-    return elsewhere.existing() if elsewhere else cgroups.find(identifier, where=manageable())
+    return elsewhere.existing() if elsewhere else cgroups.find(identifier, where=manageable(directory))
 
 
 def clean_group(identifier: str, directory: str) -> None:
     """Kill what is left in the control group of a sandbox and remove it. Idempotent."""
-    group = _recorded(identifier, directory) or cgroups.find(identifier, where=manageable())
+    group = _recorded(identifier, directory) or cgroups.find(identifier, where=manageable(directory))
     group.kill()
     group.remove()
 
@@ -172,7 +176,7 @@ def _recorded(identifier: str, directory: str) -> Group | None:
         return None
     from nacre.isolation import groups
 
-    return groups.recorded(directory, identifier, where=manageable(), restrict=is_host_root())
+    return groups.recorded(directory, identifier, where=manageable(directory), restrict=is_host_root())
 
 
 def make_group(sandbox: Sandbox, limits: Mapping[str, Any], rules: Sequence[devices.DeviceRule] | None) -> cgroups.Cgroup:
@@ -182,21 +186,28 @@ def make_group(sandbox: Sandbox, limits: Mapping[str, Any], rules: Sequence[devi
     can make a device node there.
     """
     where, root = manageable(), is_host_root()
-    if where.kind == "none" and not root and (limits or sandbox.spec.cgroup_parent):
-        from nacre.linux.delegation import way_out
+    if not root:
+        from nacre.linux import delegation
 
-        raise Unsupported("limits cannot be set: no control group is delegated to this user", hint=way_out(cgroups.layout()))
+        delegation.record(sandbox.directory, where)
+    with delegated_only():
+        if where.kind == "none" and not root and (limits or sandbox.spec.cgroup_parent):
+            raise Unsupported("cannot set limits")
+        return _make(sandbox, limits, rules if root else None, where)
+
+
+def _make(sandbox: Sandbox, limits: Mapping[str, Any], rules: Sequence[devices.DeviceRule] | None, where: cgroups.Layout) -> cgroups.Cgroup:
     if sandbox.spec.cgroup_parent:
         from nacre.isolation import groups
 
         path = groups.below(sandbox.spec.cgroup_parent, sandbox.id)
-        group = groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where, restrict=root)
+        group = groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where, restrict=is_host_root())
         groups.record(sandbox.directory, path)
         group.make(limits, rules)
         return group.existing()
-    if root or where.kind != "none":
-        return cgroups.create(sandbox.id, limits, rules=rules if root else None, where=where)
-    return cgroups.find(sandbox.id, where=where)
+    if where.kind == "none" and not is_host_root():
+        return cgroups.find(sandbox.id, where=where)
+    return cgroups.create(sandbox.id, limits, rules=rules, where=where)
 
 
 def _planned(sandbox: Sandbox, where: cgroups.Layout) -> cgroups.Cgroup:
@@ -214,7 +225,22 @@ def limits_object(limits: Resources, where: cgroups.Layout) -> Mapping[str, Any]
         return {}
     from nacre.isolation.limits import resources_object
 
-    return resources_object(limits, where)
+    with delegated_only():
+        return resources_object(limits, where)
+
+
+@contextlib.contextmanager
+def delegated_only() -> Iterator[None]:
+    """An ordinary user who asks for limits that it may not set learns what the administrator can do."""
+    try:
+        yield
+    except Unsupported as error:
+        if is_host_root():
+            raise
+        from nacre.linux.delegation import way_out
+
+        text = f"{error.message.partition(':')[0]}: no control group with that is delegated to this user"
+        raise Unsupported(text, hint=way_out(cgroups.layout())) from error
 
 
 def device_rules(spec: ContainerSpec) -> tuple[devices.DeviceRule, ...] | None:

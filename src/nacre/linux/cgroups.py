@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PARENT = "nacre"
 
 _SIGKILL = 9
-_LEAF = "init"  # where a nested host's own processes go: no processes may live beside sub-groups with controllers
+LEAF = "init"  # where a nested host's own processes go: no processes may live beside sub-groups with controllers
 
 # Always made: limits and statistics need them. `cpu` is made when a share or quota is asked for.
 _BASE = ("memory", "cpuacct", "pids", "freezer", "devices", "blkio")
@@ -493,7 +493,7 @@ def enable(where: Layout, directory: str, controllers: Iterable[str]) -> None:
 
 def _evacuate(directory: str) -> None:
     """Move every process of a group into a leaf below it; the loop catches those that were forked meanwhile."""
-    leaf = f"{directory}/{_LEAF}"
+    leaf = f"{directory}/{LEAF}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(leaf, 0o755)
     for _ in range(10):

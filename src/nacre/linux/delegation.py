@@ -6,9 +6,13 @@ same means: ownership of the directory and its files).
 
 from __future__ import annotations
 
+import json
 import os
 
-from nacre.linux.cgroups import Layout
+from nacre.errors import InvalidArgument
+from nacre.linux.cgroups import LEAF, Layout
+
+_RECORD = "delegation.json"
 
 
 def delegated(where: Layout, groups: str | None = None) -> Layout:
@@ -29,10 +33,25 @@ def delegated(where: Layout, groups: str | None = None) -> Layout:
     return where.replace(v1=v1, unified=unified, v2=tuple(name for name in where.v2 if name in controllers), track=())
 
 
+def record(directory: str, where: Layout) -> None:
+    """Write down what was delegated when the sandbox in `directory` was started. Raises OSError."""
+    with open(f"{directory}/{_RECORD}", "w", encoding="utf-8") as file:
+        json.dump(where.to_data(), file)
+
+
+def recorded(directory: str) -> Layout | None:
+    """What was delegated to the sandbox in `directory`; None when nothing was written there."""
+    try:
+        with open(f"{directory}/{_RECORD}", encoding="utf-8") as file:
+            return Layout.from_data(json.load(file))
+    except (OSError, ValueError, InvalidArgument):
+        return None
+
+
 def way_out(where: Layout) -> str:
     """What makes limits possible for an ordinary user on a host with this layout."""
     if where.v1:
-        return "limits need control groups of this user: use a host with cgroup v2 and systemd, or run as root"
+        return "as root: make a group for each controller, chown -R it to this user, move the session there; or use cgroup v2"
     if os.path.isdir("/run/systemd/system"):
         return (
             "start nacre in a delegated scope: systemd-run --user --scope --property=Delegate=yes nacre run ...; "
@@ -61,7 +80,10 @@ def _own_groups(text: str | None) -> dict[str, str]:
 
 def _below(point: str, path: str) -> str:
     """A group's directory; "" when it is not below the mount (another cgroup namespace)."""
-    return "" if not path.startswith("/") or "/.." in path else f"{point}{path}".rstrip("/")
+    if not path.startswith("/") or "/.." in path:
+        return ""
+    # An engine before us has moved the session's processes into a leaf, to make groups beside it.
+    return f"{point}{path.removesuffix(f'/{LEAF}')}".rstrip("/")
 
 
 def _is_ours(directory: str, *files: str) -> bool:
