@@ -28,20 +28,38 @@ _COLLECT_AFTER = 100_000
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line (default: the process's own) and returns its exit code. Never raises."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    from nacre.cli.context import Context
+
+    ctx = Context()
+    return _perform(ctx, sys.argv[1:] if argv is None else list(argv), finish=ctx.close)
+
+
+def program() -> None:
+    """The program `nacre`: `main`, and then the end of the process without taking the interpreter apart first.
+
+    Nor is the engine closed: for its database that is a kill like any other, and moving its log would take milliseconds.
+    """
+    gc.set_threshold(_COLLECT_AFTER)
+    from nacre.cli.context import Context
+
+    ctx = Context()
+    code = _perform(ctx, sys.argv[1:])
+    os._exit(code)
+
+
+def _perform(ctx: Context, words: list[str], *, finish: Callable[[], None] | None = None) -> int:
+    """Carries out one command line, then calls `finish`."""
     if words[:1] == ["__complete"]:
         from nacre.cli import complete
 
         return complete.main(words[1:])
     _prepare_streams()
-    from nacre.cli.context import Context
-
-    ctx = Context()
     try:
         try:
             code = _dispatch(ctx, words)
         finally:
-            ctx.close()
+            if finish:
+                finish()
         sys.stdout.flush()
     except NacreError as error:
         _quietly(ctx.report, error)
@@ -55,13 +73,6 @@ def main(argv: list[str] | None = None) -> int:
         code = 125
     _discard_output()
     return code
-
-
-def program() -> None:
-    """The program `nacre`: `main`, and then the end of the process without taking the interpreter apart first."""
-    gc.set_threshold(_COLLECT_AFTER)
-    code = main()
-    os._exit(code)
 
 
 def _prepare_streams() -> None:
