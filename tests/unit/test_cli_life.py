@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from nacre.cli import main
 from nacre.cli.commands.ps import status_text
 from nacre.cli.commands.run import COMMANDS
 from nacre.cli.flags import UsageError
 from nacre.cli.spec import container_spec
 from nacre.engine import Engine, helpers, restart
+from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec
-from nacre.model.life import RestartPolicy
+from nacre.model.life import HealthConfig, RestartPolicy
 from nacre.testing.engine import fake_engine
 
 
@@ -48,3 +52,36 @@ def test_the_status_of_a_restarting_container(tmp_path: object, monkeypatch: pyt
         made.wait()
         assert status_text(made).startswith("Restarting (7) ")
         made.remove(force=True)
+
+
+def test_health_flags() -> None:
+    assert spec("box").health is None
+    assert spec("--no-healthcheck", "box").health == HealthConfig(test=("NONE",))
+    words = "--health-cmd true --health-interval 1m30s --health-timeout 250ms --health-retries 4 --health-start-period 2s"
+    made = spec(*words.split(), "--health-start-interval", "500ms", "box").health
+    assert made == HealthConfig(
+        test=("CMD-SHELL", "true"), interval=90 * 10**9, timeout=25 * 10**7, retries=4, start_period=2 * 10**9, start_interval=5 * 10**8
+    )
+    assert spec("--health-retries", "4", "box").health == HealthConfig(retries=4)
+    with pytest.raises(UsageError, match="conflicts with --health"):
+        spec("--no-healthcheck", "--health-cmd", "true", "box")
+    with pytest.raises(InvalidArgument):
+        spec("--health-interval", "soon", "box")
+
+
+def test_health_in_ps_and_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(helpers, "launch", lambda *_: None)
+    with fake_engine(str(tmp_path)) as (engine, _, _):
+        monkeypatch.setattr("nacre.engine.Engine", lambda *_, **__: engine)
+        well = engine.containers.run(ContainerSpec(image="box", name="well", health=HealthConfig(test=("CMD", "true"))))
+        engine.containers.run(ContainerSpec(image="box", name="ill", health=HealthConfig(test=("CMD", "exit", "3"), retries=1)))
+        engine.containers.run(ContainerSpec(image="box", name="plain"))
+        assert status_text(well) == "Up Less than a second (health: starting)"
+        assert main(["healthcheck", "run", "well"]) == 0
+        assert main(["healthcheck", "run", "ill"]) == 1
+        assert capsys.readouterr().out == "unhealthy\n"
+        assert status_text(well) == "Up Less than a second (healthy)"
+        for value, names in {"healthy": "well\n", "unhealthy": "ill\n", "none": "plain\n", "starting": ""}.items():
+            assert main(["ps", "--filter", f"health={value}", "--format", "{{.Names}}"]) == 0
+            assert capsys.readouterr().out == names
+        assert main(["ps", "--filter", "health=fine"]) == 125

@@ -47,6 +47,7 @@ PLAIN: dict[str, tuple[str, str]] = {
 
 GROUPS: dict[str, str] = {
     "container": "Manage containers",
+    "healthcheck": "Check the health of containers",
     "image": "Manage images",
     "network": "Manage networks",
     "system": "Manage this installation",
@@ -60,6 +61,7 @@ _NAMED: dict[str, tuple[str, str]] = {
     "container ls": ("ps", "List containers"),
     "container prune": ("prune", "Remove all stopped containers"),
     "container inspect": ("inspect", "Show everything known about containers"),
+    "healthcheck run": ("healthcheck", "Carry out the health check of a container now"),
     "image history": PLAIN["history"],
     "image inspect": ("inspect", "Show everything known about images"),
     "image load": PLAIN["load"],

@@ -10,9 +10,9 @@ import os
 import posixpath
 
 from nacre.cli.flags import Arguments, Flag, UsageError
+from nacre.cli.lifeflags import LIFE_FLAGS, life
 from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
-from nacre.model.life import RestartPolicy
 from nacre.model.network import PortMapping
 
 _LEVELS = ("default", "process", "vm")
@@ -50,7 +50,6 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("mount", "Mount something (type=bind|volume|tmpfs,source=...,target=...[,readonly])", "list"),
     Flag("name", "Name of the container", "string"),
     Flag("network", "Network: bridge, host, none or a name", "string", aliases=("net",), complete="networks"),
-    Flag("no-healthcheck", "Ignore the health check of the image (this version runs none)"),
     Flag("oom-score-adj", "Who is killed first when memory runs out (-1000 to 1000)", "int"),
     Flag("pids-limit", "Limit the number of processes (-1 = unlimited)", "int"),
     Flag("platform", "Platform of the image (os/architecture[/variant])", "string"),
@@ -60,7 +59,6 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("pull", "Pull the image before creating the container", "string", choices=PULL_POLICIES, default="missing"),
     Flag("quiet", "Do not show the progress of pulling", short="q"),
     Flag("read-only", "Make the root file system read-only"),
-    Flag("restart", "When to start it again: no, on-failure[:N], always or unless-stopped", "string", default="no"),
     Flag("rm", "Remove the container and its anonymous volumes when it ends"),
     Flag("security-opt", "Security option (seccomp=..., no-new-privileges ...)", "list"),
     Flag("shm-size", "Size of /dev/shm", "bytes"),
@@ -74,6 +72,7 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("userns", "User namespace: host or private", "string", choices=("", "host", "private")),
     Flag("volume", "Mount a volume or a directory of this host ([source:]target[:ro])", "list", short="v", complete="files"),
     Flag("workdir", "Working directory inside the container", "string", short="w"),
+    *LIFE_FLAGS,
 )
 
 # Docker's other flags, so that they are told from misspelt ones.
@@ -84,7 +83,7 @@ domainname expose gpus health-cmd health-interval health-retries health-start-in
 io-maxbandwidth io-maxiops ip ip6 ipc kernel-memory link link-local-ip log-driver log-opt mac-address memory-reservation memory-swap
 memory-swappiness network-alias oom-kill-disable pid runtime storage-opt use-api-socket uts volume-driver volumes-from
 """
-UNSUPPORTED = frozenset(_OTHERS.split())
+UNSUPPORTED = frozenset(_OTHERS.split()).difference(flag.name for flag in SPEC_FLAGS)
 
 
 def container_spec(args: Arguments, image: str, command: list[str], *, detached: bool = False) -> ContainerSpec:
@@ -130,9 +129,9 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         dns_options=tuple(args.dns_option),
         extra_hosts=tuple(_extra_host(text) for text in args.add_host),
         stop_signal=args.stop_signal,
-        restart=restart_policy(args.restart),
         stop_timeout=args.stop_timeout if args.given("stop-timeout") else default.stop_timeout,
         oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
+        **life(args),
     )  # fmt: skip
 
 
@@ -249,14 +248,6 @@ def _mounts(args: Arguments) -> tuple[MountSpec, ...]:
             raise UsageError(f"Duplicate mount point: {target}")
         targets.add(target)
     return tuple(found)
-
-
-def restart_policy(text: str) -> RestartPolicy:
-    """``on-failure:3``; the engine knows the policies. Raises UsageError."""
-    name, colon, count = text.partition(":")
-    if colon and not count.removeprefix("-").isdecimal():
-        raise UsageError(f'invalid argument "{text}" for "--restart" flag: the maximum retry count must be a whole number')
-    return RestartPolicy(name=name or "no", maximum=int(count) if colon else 0)
 
 
 def parse_ulimit(text: str) -> Ulimit:

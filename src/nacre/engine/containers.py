@@ -437,6 +437,33 @@ class Container:
         self._require_running()
         if self._paused():
             raise Conflict(f"container {self.name} is paused, unpause the container before exec")
+        plan = self._exec_plan(
+            args, env=env, user=user, workdir=workdir, tty=tty, stdin=stdin, privileged=privileged, rows=rows, columns=columns
+        )
+        number, line = names.new_id(), " ".join(args)
+        with self._core.database.together():
+            for action in ("exec_create", "exec_start"):
+                self._core.container_event(self.record, f"{action}: {line}", execID=number)
+        return self._spawn(plan.replace(attach=not detach), execution=number)
+
+    def probe(self, args: Sequence[str]) -> Stream:
+        """Run its health check: as `exec`, but the journal tells only when its health changes."""
+        self._require_running()
+        return self._spawn(self._exec_plan(args).replace(attach=True))
+
+    def _exec_plan(
+        self,
+        args: Sequence[str],
+        *,
+        env: Iterable[str] = (),
+        user: str = "",
+        workdir: str = "",
+        tty: bool = False,
+        stdin: bool = False,
+        privileged: bool = False,
+        rows: int = 0,
+        columns: int = 0,
+    ) -> Spawn:
         main = self.record.process
         process = ProcessSpec(
             args=tuple(args),
@@ -452,9 +479,7 @@ class Container:
         )
         sandbox = self._sandbox()
         security = self._lifecycle.security(self.record.spec, privileged=privileged)
-        plan = exec_plan(MAIN, process, driver(self.record.spec.isolation).place(sandbox), security)
-        self._core.container_event(self.record, f"exec_start: {' '.join(args)}")
-        return self._spawn(plan.replace(attach=not detach))
+        return exec_plan(MAIN, process, driver(self.record.spec.isolation).place(sandbox), security)
 
     def attach(self, *, stdin: bool = True) -> Stream:
         """The streams of the main process from now on. Raises Conflict unless running."""
@@ -503,6 +528,32 @@ class Container:
         received, sent = self._core.network.stats(self.record.endpoint) if self.record.endpoint else (0, 0)
         return sample.replace(rx=received, tx=sent)
 
+    def health(self) -> dict[str, Any] | None:
+        """Docker's State.Health: Status (starting, healthy, unhealthy), FailingStreak and Log; None when nothing is checked."""
+        if not (self.record.spec.health or self.record.image_config.healthcheck):
+            return None
+        from nacre.engine import health
+
+        if not health.effective(self.record) or not self.record.started:
+            return None
+        state = health.load(self._core, self.id)
+        return state if self._running() else {**state, "Status": health.UNHEALTHY}
+
+    def check_health(self) -> dict[str, Any]:
+        """Carry out its health check now: Start, End, ExitCode, Output. Raises InvalidArgument when it has none, Conflict."""
+        from nacre.engine import health
+
+        self._require_running()
+        return health.run_once(self._core, self)
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of disk that it has written, and those together with its image's files (which others may share)."""
+        rootfs = self.record.rootfs
+        own = self._core.rootfs.size(rootfs) if rootfs else 0
+        with contextlib.suppress(NotFound):
+            return own, own + self._core.images.resolve(self.record.image_id).size
+        return own, own
+
     def ports(self) -> tuple[PortMapping, ...]:
         """Its published ports, as they really are."""
         return self.record.endpoint.ports if self.record.endpoint and self._running() else ()
@@ -513,7 +564,10 @@ class Container:
 
         running = self._running()
         isolation = driver(self.record.spec.isolation).describe(self._sandbox()) if running else {}
-        return container_json(self.record, self.state, self._core.layout, isolation)
+        shown = container_json(self.record, self.state, self._core.layout, isolation)
+        if health := self.health():
+            shown["State"]["Health"] = health
+        return shown
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -561,14 +615,23 @@ class Container:
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
-    def _spawn(self, plan: Spawn, directory: str = "") -> Stream:
+    def _spawn(self, plan: Spawn, directory: str = "", *, execution: str = "") -> Stream:
         channel = Channel(directory or self._core.layout.sandbox(self.id))
         try:
             proc, _ = channel.spawn(plan)
         except BaseException:
             channel.close()
             raise
-        return Stream(channel, proc)
+        if not execution:
+            return Stream(channel, proc)
+
+        def died() -> str:
+            with contextlib.suppress(NacreError):
+                self._core.container_event(self.record, "exec_die", execID=execution, exitCode=str(stream.exit_code))
+            return ""
+
+        stream = Stream(channel, proc, ended=died)
+        return stream
 
     def _load(self) -> tuple[Record, int, bool]:
         found = self._lifecycle.load(self.id)

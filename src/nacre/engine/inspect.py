@@ -63,9 +63,22 @@ def container_json(record: Container, state: State, layout: Layout, isolation: d
             "ExposedPorts": {port: {} for port in record.image_config.exposed_ports},
             "StopSignal": spec.stop_signal or record.image_config.stop_signal or "SIGTERM",
             "StopTimeout": spec.stop_timeout,
+            **_healthcheck(record),
         },
         "NetworkSettings": network_json(record.endpoint if running else None, spec.network),
     }
+
+
+def _healthcheck(record: Container) -> dict[str, Any]:
+    """Healthcheck, as merged from image and request; nothing when neither has one."""
+    if not (record.spec.health or record.image_config.healthcheck):
+        return {}
+    from nacre.engine import health
+
+    names = {"test": "Test", "interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod"}
+    names |= {"start_interval": "StartInterval", "retries": "Retries"}
+    merged = {shown: getattr(health.merged(record), name) for name, shown in names.items()}
+    return {"Healthcheck": {name: list(value) if isinstance(value, tuple) else value for name, value in merged.items() if value}}
 
 
 def _host_config(record: Container) -> dict[str, Any]:
@@ -97,20 +110,6 @@ def _host_config(record: Container) -> dict[str, Any]:
     }
 
 
-def _mount(kind: str, source: str, target: str, read_only: bool, options: tuple[str, ...]) -> dict[str, Any]:
-    shown: dict[str, Any] = {"Type": kind, "Source": source, "Destination": target, "Mode": ",".join(options), "RW": not read_only}
-    if kind == "volume":
-        shown |= {"Name": options[0].removeprefix("name=") if options else "", "Driver": "local", "Mode": ""}
-    return shown
-
-
-def _device(text: str) -> dict[str, str]:
-    source, _, rest = text.partition(":")
-    target, _, access = rest.partition(":")
-    return {"PathOnHost": source, "PathInContainer": target or source, "CgroupPermissions": access or "rwm"}
-
-
-def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:
 def _limits(limits: Resources) -> dict[str, Any]:
     def devices(entries: tuple[DeviceLimit, ...], key: str = "Rate") -> list[dict[str, Any]]:
         return [{"Path": entry.path, key: entry.value} for entry in entries]
@@ -140,6 +139,20 @@ def _limits(limits: Resources) -> dict[str, Any]:
     }
 
 
+def _mount(kind: str, source: str, target: str, read_only: bool, options: tuple[str, ...]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"Type": kind, "Source": source, "Destination": target, "Mode": ",".join(options), "RW": not read_only}
+    if kind == "volume":
+        shown |= {"Name": options[0].removeprefix("name=") if options else "", "Driver": "local", "Mode": ""}
+    return shown
+
+
+def _device(text: str) -> dict[str, str]:
+    source, _, rest = text.partition(":")
+    target, _, access = rest.partition(":")
+    return {"PathOnHost": source, "PathInContainer": target or source, "CgroupPermissions": access or "rwm"}
+
+
+def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:
     shown: dict[str, list[dict[str, str]]] = {}
     for port in ports:
         entry = {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port) if port.host_port else ""}

@@ -168,6 +168,7 @@ class Lifecycle:
                 core.database.put(record, active=True)
                 core.container_event(record, "start")
             undo.pop_all()
+        self._accompany(record)
         lock.release()  # ours; the stem's copy keeps it held
         for fd in reserved:
             os.close(fd)
@@ -349,8 +350,17 @@ class Lifecycle:
                 with self.core.database.together():
                     self.core.database.put(record, active=True)
                     self.core.container_event(record, "start")
+                self._accompany(record)
                 return record
         return self._abandon(record)
+
+    def _accompany(self, record: Container) -> None:
+        """It runs: start the helpers that it asked for."""
+        if record.spec.health or record.image_config.healthcheck:
+            from nacre.engine import health
+
+            with contextlib.suppress(HostError, OSError):  # sweep tries again
+                health.begin(self.core, record)
 
     def _abandon(self, record: Container) -> Container:
         """Undo a start whose caller died before the container ran."""

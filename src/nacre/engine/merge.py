@@ -64,6 +64,10 @@ def validate(spec: ContainerSpec) -> list[str]:
         from nacre.engine import restart
 
         restart.check(spec.restart, auto_remove=spec.auto_remove)
+    if spec.health:
+        from nacre.engine import health
+
+        health.check(spec.health)
     if spec.hostname and (len(spec.hostname) > 63 or "/" in spec.hostname):
         raise InvalidArgument(f"invalid hostname {spec.hostname!r}: at most 63 characters, no '/'")
     seen: set[str] = set()

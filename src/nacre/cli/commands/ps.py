@@ -69,12 +69,19 @@ def status_text(item: Container) -> str:
     """``Up 2 minutes``, ``Exited (0) 5 seconds ago``, ``Created`` ..."""
     state, record = item.state, item.record
     if state in (State.RUNNING, State.PAUSED):
-        return f"Up {human_duration(time.time() - parse_time(record.started))}{' (Paused)' if state is State.PAUSED else ''}"
+        return f"Up {human_duration(time.time() - parse_time(record.started))}{_remark(item, state)}"
     if state is State.RESTARTING:
         return f"Restarting ({record.exit_code}) {ago(parse_time(record.finished))}"
     if state is State.EXITED:
         return f"Exited ({record.exit_code}) {ago(parse_time(record.finished))}"
     return "Removal In Progress" if record.removing else str(state).capitalize()
+
+
+def _remark(item: Container, state: State) -> str:
+    if state is State.PAUSED:
+        return " (Paused)"
+    health = item.health()
+    return f" ({'health: ' if health['Status'] == 'starting' else ''}{health['Status']})" if health else ""
 
 
 def container_ports(item: Container) -> str:
@@ -141,7 +148,7 @@ def select(ctx: Context, containers: list[Container], filters: Filters) -> list[
             matches_name(item.name, value.removeprefix("^/").removeprefix("/")) or matches_name(f"/{item.name}", value)
         ),
         "label": lambda item, value: has_label(labels_of(item), value),
-        "status": lambda item, value: str(item.state) == _status(value),
+        "status": lambda item, value: str(item.state) == _known(value, (*map(str, State), "removing"), "status"),
         "exited": lambda item, value: item.state is State.EXITED and str(item.record.exit_code) == value,
         "isolation": lambda item, value: str(item.record.spec.isolation) == value,
         "network": lambda item, value: item.record.spec.network == value,
@@ -150,8 +157,7 @@ def select(ctx: Context, containers: list[Container], filters: Filters) -> list[
             [(port.host_port, port.protocol) for port in item.record.spec.ports + item.ports()], value
         ),
         "expose": lambda item, value: _has_port([_exposed(port) for port in item.record.image_config.exposed_ports], value),
-        # This version runs no health checks, so that no container has a health.
-        "health": lambda item, value: value == "none",
+        "health": lambda item, value: (item.health() or {"Status": "none"})["Status"] == _known(value, _HEALTH, "health"),
         "is-task": lambda item, value: value in ("false", "0"),
     }
     if "before" in filters or "since" in filters:
@@ -166,10 +172,12 @@ def select(ctx: Context, containers: list[Container], filters: Filters) -> list[
     return filters.apply(containers, tests)
 
 
-def _status(value: str) -> str:
-    known = [str(state) for state in State]
-    if value not in (*known, "removing"):
-        raise UsageError(f"invalid filter 'status={value}'", hint=f"One of {', '.join(known)}.")
+_HEALTH = ("starting", "healthy", "unhealthy", "none")
+
+
+def _known(value: str, known: tuple[str, ...], filter: str) -> str:
+    if value not in known:
+        raise UsageError(f"invalid filter '{filter}={value}'", hint=f"One of {', '.join(known)}.")
     return value
 
 
