@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import guest
+import neighbours
 import ocipack
+import runtime
 from loopback_registry import Registry
 from measure import Runner, Sample, first_output, in_turns, wall
 from peers import Docker, Podman
 
 ROOT = Path(__file__).resolve().parent.parent
 NACRE = str(ROOT / ".venv/bin/nacre")
+NACRE_OCI = str(ROOT / ".venv/bin/nacre-oci")
 PYTHON = str(ROOT / ".venv/bin/python")
 IMAGE = "busybox"
-SCENARIOS = ("process_run", "process_exec", "sdk", "start_up", "vm_first_output", "memory", "pull")
+SCENARIOS = ("process_run", "process_exec", "sdk", "oci_run", "oci_podman", "throughput", "start_up", "vm_first_output", "memory", "pull")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,45 @@ class Bench:
         return [
             Row("SDK in-process: create + start + wait + remove of `true`", "ms", Sample(tuple(map(float, values))), goal="15 ms", limit=15)
         ]
+
+    def oci_run(self) -> list[Row]:
+        """`nacre-oci run` of `true` from a ready bundle, against the runtimes of the distribution."""
+        programs = runtime.runtimes(NACRE_OCI)
+        directory = runtime.bundle(self.images["busybox"], self.scratch / "bundle", programs["runc"])
+        taken = runtime.run_of_each(programs, directory, self.rounds(40))
+        what = "`nacre-oci run` of `true`, bundle ready"
+        limits = {"runc": ("1.0x", 1.0)}
+        return [
+            Row(what, "ms", taken["nacre-oci"], name, taken[name], *limits.get(name, ("", 0.0))) for name in taken if name != "nacre-oci"
+        ]
+
+    def oci_podman(self) -> list[Row]:
+        """The whole `podman run --rm` of `true` without network, by runtime."""
+        [podman] = [peer for peer in self.peers if peer.name == "podman"]
+        reference = f"{self.registry.address}/library/{IMAGE}"
+        contenders: dict[str, Runner] = {}
+        for name, program in runtime.runtimes(NACRE_OCI).items():
+            command = [*podman.command[: podman.command.index("--runtime")], "--runtime", program, "--cgroup-manager", "cgroupfs"]
+            limits = neighbours.present_limits()
+            contenders[name] = wall([*command, "--events-backend", "file", "run", "--rm", "--network", "none", *limits, reference, "true"])
+        taken = in_turns(contenders, self.rounds(20))
+        goals = {"runc": ("1.0x", 1.0)}
+        what = "`podman run --rm busybox true` without network, through the runtime"
+        return [
+            Row(what, "ms", taken["nacre-oci"], name, taken[name], *goals.get(name, ("", 0.0))) for name in taken if name != "nacre-oci"
+        ]
+
+    def throughput(self) -> list[Row]:
+        """200 containers with the default network, started by 4 workers; they all run at the end."""
+        names = [f"many{number}" for number in range(20 if self.quick else 200)]
+        rates = {"nacre": runtime.throughput([NACRE, "run", "-d"], IMAGE, names)}
+        runtime.remove([NACRE], names)
+        for peer in self.peers:
+            rates[peer.name] = runtime.throughput([*peer.run, "-d"], f"{self.registry.address}/library/{IMAGE}", names)
+            runtime.remove(peer.command, names)
+        what = f"containers started by {runtime.WORKERS} workers, {len(names)} of them (more is better)"
+        samples = {name: Sample((rate,)) for name, rate in rates.items()}
+        return [Row(what, "1/s", samples["nacre"], name, samples[name]) for name in samples if name != "nacre"]
 
     def start_up(self) -> list[Row]:
         """Imports and commands that do nothing with containers."""
