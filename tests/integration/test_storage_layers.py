@@ -208,9 +208,9 @@ def test_full_disk(driver: str, tmp_path: Path) -> None:
                 file.write(b"x" * 65536)
                 file.flush()
         with pytest.raises(NoSpace):
-            rootfs.prepare("c", (diff_id,), disk=True, disk_size=1 << 30)
+            rootfs.prepare("c", (diff_id,), disk=True, size=1 << 30)
         (disk / "filler").unlink()
-        rootfs.prepare("c", (diff_id,), disk=True, disk_size=1 << 30)
+        rootfs.prepare("c", (diff_id,), disk=True, size=1 << 30)
 
 
 def test_many_inodes_on_a_disk_that_has_few(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_driver_may_change(tmp_path: Path) -> None:
     assert erofs.get(DIFF_ID).format == "erofs"
     os.unlink(erofs.get(DIFF_ID).path)
     assert erofs.get(DIFF_ID).format == "directory"
-    assert rootfs.prepare("vm", (DIFF_ID,), disk=True, disk_size=64 << 20).layers[0].format == "erofs"
+    assert rootfs.prepare("vm", (DIFF_ID,), disk=True, size=64 << 20).layers[0].format == "erofs"
     assert erofs.get(DIFF_ID).format == "erofs"
     assert plain.get(DIFF_ID).format == "directory"
 

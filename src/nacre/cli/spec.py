@@ -62,6 +62,7 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("rm", "Remove the container and its anonymous volumes when it ends"),
     Flag("security-opt", "Security option (seccomp=..., no-new-privileges ...)", "list"),
     Flag("shm-size", "Size of /dev/shm", "bytes"),
+    Flag("storage-opt", "Storage option: size=10g limits what the container may write to its root file system", "list", value="key=value"),
     Flag("stop-signal", "Signal that asks the container to stop", "string"),
     Flag("stop-timeout", "Seconds between that signal and KILL", "int"),
     Flag("sysctl", "Set a kernel parameter of the container", "list", value="name=value"),
@@ -81,7 +82,7 @@ annotation blkio-weight blkio-weight-device cgroup-parent cgroupns cpu-count cpu
 cpu-rt-runtime cpuset-cpus cpuset-mems device-cgroup-rule device-read-bps device-read-iops device-write-bps device-write-iops
 domainname expose gpus health-cmd health-interval health-retries health-start-interval health-start-period health-timeout init
 io-maxbandwidth io-maxiops ip ip6 ipc kernel-memory link link-local-ip log-driver log-opt mac-address memory-reservation memory-swap
-memory-swappiness network-alias oom-kill-disable pid runtime storage-opt use-api-socket uts volume-driver volumes-from
+memory-swappiness network-alias oom-kill-disable pid runtime use-api-socket uts volume-driver volumes-from
 """
 UNSUPPORTED = frozenset(_OTHERS.split()).difference(flag.name for flag in SPEC_FLAGS)
 
@@ -130,9 +131,25 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         extra_hosts=tuple(_extra_host(text) for text in args.add_host),
         stop_signal=args.stop_signal,
         stop_timeout=args.stop_timeout if args.given("stop-timeout") else default.stop_timeout,
+        storage_size=_storage_size(args.storage_opt),
         oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
         **life(args),
     )  # fmt: skip
+
+
+def _storage_size(texts: list[str]) -> int:
+    """The size of --storage-opt size=...; 0 when there is none."""
+    from nacre.cli.units import parse_size
+
+    size = 0
+    for text in texts:
+        name, value = _pair(text, "storage-opt")
+        if name != "size":
+            raise UsageError(f"storage option {name!r} is not supported", hint="Only size is.")
+        size = parse_size(value)
+        if size <= 0:
+            raise UsageError(f"invalid size {value!r} for --storage-opt")
+    return size
 
 
 def attached_streams(args: Arguments) -> frozenset[str]:

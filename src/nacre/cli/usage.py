@@ -6,10 +6,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from nacre.errors import NotFound
+from nacre.errors import NacreError
 
 if TYPE_CHECKING:
-    from nacre.cli.context import Context
     from nacre.engine import Container
 
 
@@ -33,13 +32,9 @@ def allocated(path: str) -> int:
     return total
 
 
-def container_size(ctx: Context, container: Container) -> tuple[int, int]:
-    """(bytes that it wrote, bytes with its image)."""
-    rootfs = container.record.rootfs
-    own = sum(allocated(path) for path in (rootfs.upper, rootfs.disk, rootfs.tree) if path) if rootfs else 0
+def container_size(container: Container) -> tuple[int, int]:
+    """(bytes that it wrote, bytes with its image); zeros for one that was removed meanwhile."""
     try:
-        image = ctx.engine.images.get(container.record.image_id).size
-    except NotFound:
-        image = 0
-    # A complete tree has the image's files in it.
-    return (max(0, own - image), max(own, image)) if rootfs and rootfs.tree else (own, own + image)
+        return container.sizes()
+    except NacreError:
+        return 0, 0

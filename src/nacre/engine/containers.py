@@ -16,7 +16,7 @@ from nacre.isolation import Pausable, driver
 from nacre.isolation.channel import Channel, Exit, signal_number
 from nacre.isolation.plan import builtin_plan, exec_plan
 from nacre.isolation.stream import Stream
-from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec, Sandbox, State, Stats
+from nacre.model.container import BoundMount, ContainerSpec, Level, MountSpec, ProcessSpec, Sandbox, State, Stats
 from nacre.model.container import Container as Record
 from nacre.model.image import Image, Progress
 from nacre.model.life import RestartPolicy
@@ -55,6 +55,8 @@ class Containers:
         if spec.name:
             spec = spec.replace(name=names.check(spec.name))
         self._lifecycle.sweep()
+        if spec.storage_size:
+            self._core.rootfs.check_size(spec.storage_size, disk=spec.isolation is Level.VM)
         image = self._image_for(spec.image, pull=pull, progress=progress)
         identifier = names.new_id()
         ports = merge.published(spec, image.config)

@@ -106,6 +106,7 @@ def _host_config(record: Container) -> dict[str, Any]:
         "CgroupParent": spec.cgroup_parent,
         **_limits(spec.resources),
         "OomScoreAdj": spec.oom_score_adj,
+        "StorageOpt": {"size": str(spec.storage_size)} if spec.storage_size else None,
         "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in spec.ulimits],
     }
 

@@ -131,7 +131,7 @@ class Lifecycle:
         with ExitStack() as undo:
             undo.callback(self.clean, record)
             # 1. and 2. the layers of the image that the record pins, and a writable root file system over them
-            rootfs = self._rootfs(record)
+            rootfs = self._rootfs(record, block)
             # 3. the network: at every level a namespace with one end of a veth pair in it
             endpoint, reserved = core.network.attach(
                 record.id,
@@ -197,7 +197,7 @@ class Lifecycle:
         It has a name of its own, so that nobody takes the container for running. Gone when the context ends.
         """
         spec = record.spec.replace(network="none", ports=(), sysctls={}, read_only=False)
-        record = record.replace(id=f"{record.id}{FILES}", spec=spec, endpoint=None, rootfs=self._rootfs(record))
+        record = record.replace(id=f"{record.id}{FILES}", spec=spec, endpoint=None, rootfs=self._rootfs(record, block))
         level = driver(spec.isolation)
         sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))
         with ExitStack() as undo:
@@ -219,20 +219,21 @@ class Lifecycle:
             # Not by force: what was written must reach the disk of a virtual machine before its guest ends.
             channel.shutdown(timeout=ENDING)
 
-    def _rootfs(self, record: Container) -> Rootfs:
+    def _rootfs(self, record: Container, block: int) -> Rootfs:
         image = self.core.images.resolve(record.image_id)
         diff_ids = tuple(layer.diff_id for layer in image.layers)
         disk = record.spec.isolation is Level.VM
         layers, rootfs = self.core.storage(record.rootfs.driver if record.rootfs and not disk else "")
+        size, project = record.spec.storage_size, BLOCK_BASE + block * BLOCK
         try:
-            return rootfs.prepare(record.id, diff_ids, disk=disk)
+            return rootfs.prepare(record.id, diff_ids, disk=disk, size=size, project=project)
         except NotFound:
             # Unpacked by another storage driver, in a form that is of no use to this one.
             from nacre.images.layers import unpack_kept
 
             with self.core.images.hold():
                 unpack_kept(self.core.images.content, image.layers, layers)
-            return rootfs.prepare(record.id, diff_ids, disk=disk)
+            return rootfs.prepare(record.id, diff_ids, disk=disk, size=size, project=project)
 
     def security(self, spec: ContainerSpec, *, privileged: bool = False) -> Security:
         """Capabilities, filter and limits of a spec. Raises InvalidArgument for names that do not exist."""

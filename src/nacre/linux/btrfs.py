@@ -9,6 +9,8 @@ import os
 import struct
 from collections.abc import Iterator
 
+from nacre.linux.files import filesystem_magic
+
 _MAGIC = 0x9123683E
 _SNAP_DESTROY = 0x5000940F
 _SUBVOL_CREATE = 0x5000940E
@@ -23,14 +25,7 @@ _LIMIT_ARGS = struct.Struct("<QQQQQQ")
 
 def is_btrfs(path: str) -> bool:
     """Whether `path` lies on Btrfs. Raises OSError."""
-    import ctypes
-
-    buffer = ctypes.create_string_buffer(256)
-    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    # f_type is the first field, a long.
-    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF == _MAGIC
+    return filesystem_magic(path) == _MAGIC
 
 
 def create_subvolume(path: str) -> None:

@@ -159,6 +159,18 @@ def sync_filesystem(path: str) -> None:
         os.close(fd)
 
 
+def filesystem_magic(path: str) -> int:
+    """What statfs(2) calls the type of the file system that `path` lies on (linux/magic.h). Raises OSError."""
+    import ctypes
+
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    # f_type is the first field, a long.
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+
+
 def sparse_copy(source: str, destination: str, *, mode: int = 0o600) -> None:
     """Copy a regular file to a new one, sharing blocks where the file system can and keeping holes otherwise.
 

@@ -153,6 +153,7 @@ class ContainerSpec(Value):
     health: HealthConfig | None = None
     log: LogConfig = LogConfig()
     oom_score_adj: int = 0
+    storage_size: int = 0
     cgroup_parent: str = ""
     pid: str = ""
     ipc: str = ""

@@ -39,6 +39,10 @@ class Driver(ABC):
         diff_ids: layers, base first. Raises NotFound for a missing layer, OSError, HostError when a limit cannot be kept.
         """
 
+    def check_limit(self, directory: str) -> None:
+        """Raise HostError when what containers write cannot be limited. directory: an empty one on the file system in question."""
+        require_projects(directory)
+
 
 class Overlay(Driver):
     """Drivers erofs and overlay: a directory that overlayfs writes to, over layers that the isolation level stacks."""
@@ -112,11 +116,17 @@ def limit_tree(path: str, limit: Limit) -> None:
     """Hold what will be in an empty directory to a size, by a project quota. Raises HostError where there are none."""
     from nacre.linux import quota
 
-    try:
-        quota.limit_project(path, limit.project, limit.size)
-    except OSError as error:
+    require_projects(path)
+    quota.limit_project(path, limit.project, limit.size)
+
+
+def require_projects(path: str) -> None:
+    """Raise HostError unless what is in a directory of this file system can be limited."""
+    from nacre.linux import quota
+
+    if not quota.has_projects(path):
         raise HostError(
-            f"the size of a container cannot be limited here: the file system has no project quotas ({error.strerror})",
-            hint="mount it with the option prjquota (XFS, or ext4 with the features project and quota), or use --isolation vm",
+            "the size of a container cannot be limited here: the file system has no project quotas",
+            hint="put the root directory on XFS mounted with the option prjquota, use the storage driver btrfs, or --isolation vm",
             details=path,
-        ) from error
+        )

@@ -169,6 +169,11 @@ class LayerStore:
         """Remove what processes left that were killed at work. Never touches what a living one works on."""
         self._shelf.sweep()
 
+    def scratch(self) -> contextlib.AbstractContextManager[str]:
+        """An empty directory on the file system of the store, which goes with the context or with this process. Raises OSError."""
+        os.makedirs(self.path, 0o700, exist_ok=True)
+        return self._shelf.temporary()
+
     # -- where
 
     def _directory(self, diff_id: str) -> str:

@@ -39,14 +39,12 @@ class RootfsStore:
         self._root = os.path.abspath(root)
         self._layers = layers
 
-    def prepare(
-        self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False, disk_size: int = DISK_SIZE, limit: Limit | None = None
-    ) -> Rootfs:
+    def prepare(self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False, size: int = 0, project: int = 0) -> Rootfs:
         """Make what is missing of a container's root file system; what is there keeps its content.
 
-        diff_ids: layers, base first. disk: for a virtual machine, with a disk of `disk_size` bytes (it occupies what is
-        written to it) above images, whatever the driver; otherwise as the driver of the layer store does it. limit: what the
-        container may write (not for disks), heeded when its part is made.
+        diff_ids: layers, base first. disk: for a virtual machine, with a sparse disk above images, whatever the driver; otherwise
+        as the driver of the layer store does it. size: bytes that the container may write, of a disk: its size; 0 = no limit
+        (16 GiB). project: a number that no other container has, for quotas. Both are heeded when its part is made.
         Raises NotFound for a missing layer, InvalidArgument, NoSpace, HostError.
         """
         directory = self._directory(container_id)
@@ -54,8 +52,17 @@ class RootfsStore:
             os.makedirs(directory, 0o711, exist_ok=True)
             if disk:
                 images = tuple(self._layers.image(diff_id) for diff_id in diff_ids)
-                return Rootfs(driver="erofs", layers=images, disk=self._make_disk(directory, diff_ids, disk_size))
+                return Rootfs(driver="erofs", layers=images, disk=self._make_disk(directory, diff_ids, size or DISK_SIZE))
+            limit = Limit(size=size, project=project) if size else None
             return driver(self._layers.driver, self._layers).prepare(directory, diff_ids, limit)
+
+    def check_size(self, size: int, *, disk: bool) -> None:
+        """Refuse a size that `prepare` could not keep to. Raises InvalidArgument, HostError with the way out."""
+        if disk:
+            _check_disk_size(size)
+            return
+        with explained("limit the size of a container"), self._layers.scratch() as directory:
+            driver(self._layers.driver, self._layers).check_limit(directory)
 
     def release(self, container_id: str) -> None:
         """End what a driver keeps running for a container that does not run any more. Idempotent. Raises HostError."""
@@ -135,8 +142,7 @@ class RootfsStore:
         from nacre.linux.run import find_program, missing_program
 
         size = -(-size // 4096) * 4096
-        if size < _SMALLEST:
-            raise InvalidArgument(f"a disk of {size} bytes is too small", hint=f"at least {_SMALLEST >> 20} MiB are needed")
+        _check_disk_size(size)
         program = find_program("mkfs.ext4")
         if not program:
             raise missing_program("mkfs.ext4")
@@ -167,6 +173,11 @@ class RootfsStore:
         finally:
             for part in (working, f"{working}.d"):
                 remove_tree(part)
+
+
+def _check_disk_size(size: int) -> None:
+    if size < _SMALLEST:
+        raise InvalidArgument(f"a disk of {size} bytes is too small", hint=f"at least {_SMALLEST >> 20} MiB are needed")
 
 
 def _options(size: int) -> list[str]:

@@ -48,6 +48,12 @@ class Snapshots(Driver):
             place(working, path)
         return Rootfs(driver="btrfs", layers=layers, tree=path)
 
+    def check_limit(self, directory: str) -> None:
+        """See `Driver`."""
+        path = f"{directory}/{TREE}"
+        btrfs.create_subvolume(path)
+        _limit(path, Limit(size=1 << 20, project=0))
+
     def _stack(self, diff_ids: tuple[str, ...]) -> str:
         """The directory of the stack of these layers, made when it is missing."""
         chain = chain_ids(diff_ids)

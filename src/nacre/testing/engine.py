@@ -47,10 +47,17 @@ class FakeRootfs:
     def __init__(self) -> None:
         self.prepared: set[str] = set()
 
-    def prepare(self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False) -> Rootfs:
+    def prepare(self, container_id: str, diff_ids: tuple[str, ...], *, disk: bool = False, size: int = 0, project: int = 0) -> Rootfs:
         """Remember the id."""
         self.prepared.add(container_id)
         return Rootfs(driver="")
+
+    def check_size(self, size: int, *, disk: bool) -> None:
+        """Any will do."""
+
+    def size(self, rootfs: Rootfs) -> int:
+        """Nothing was written."""
+        return 0
 
     def remove(self, container_id: str) -> None:
         """Forget it."""

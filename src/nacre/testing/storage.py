@@ -355,7 +355,7 @@ def check_disk(make: Make, scratch: str) -> None:
     """For a virtual machine: images, and a sparse disk that is kept between starts."""
     layers, stores = make()
     diff_id = layer(layers, lambda tar: [directory(tar, "./", 0o711, uid=4, gid=5), member(tar, "file", b"image")])
-    rootfs = stores.prepare("machine", (diff_id,), disk=True, disk_size=1 << 30)
+    rootfs = stores.prepare("machine", (diff_id,), disk=True, size=1 << 30)
     assert [part.format for part in rootfs.layers] == ["erofs"]
     assert os.path.getsize(rootfs.disk) == 1 << 30
     assert stores.usage("machine") < 16 << 20
@@ -364,7 +364,7 @@ def check_disk(make: Make, scratch: str) -> None:
         assert (info.st_mode & 0o7777, info.st_uid, info.st_gid) == (0o711, 4, 5)
         assert os.listdir(root) == ["file"]
         os.mkdir(f"{root}/new")
-    again = stores.prepare("machine", (diff_id,), disk=True, disk_size=1 << 30)
+    again = stores.prepare("machine", (diff_id,), disk=True, size=1 << 30)
     assert again == rootfs
     with mounted(again, f"{scratch}/2") as root:
         assert sorted(os.listdir(root)) == ["file", "new"]

@@ -60,7 +60,7 @@ def _layer_sizes(image: Image) -> dict[str, int]:
 
 def _containers(ctx: Context) -> Kind:
     found = [
-        (container_size(ctx, container)[0], container.state in (State.RUNNING, State.PAUSED))
+        (container_size(container)[0], container.state in (State.RUNNING, State.PAUSED))
         for container in ctx.engine.containers.list(all=True)
     ]
     running = sum(active for _, active in found)

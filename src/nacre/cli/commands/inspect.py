@@ -91,7 +91,7 @@ def _container(ctx: Context, name: str, *, size: bool) -> dict[str, Any]:
     if size:
         from nacre.cli.usage import container_size
 
-        answer["SizeRw"], answer["SizeRootFs"] = container_size(ctx, container)
+        answer["SizeRw"], answer["SizeRootFs"] = container_size(container)
     return answer
 
 

@@ -52,7 +52,7 @@ def _asked(ctx: Context, args: Arguments, question: str, action: Callable[[], in
 
 def prune_containers(ctx: Context) -> int:
     """Removes every container that does not run, and names them; the bytes that became free."""
-    sizes = {container.id: container_size(ctx, container)[0] for container in ctx.engine.containers.list(all=True)}
+    sizes = {container.id: container_size(container)[0] for container in ctx.engine.containers.list(all=True)}
     removed = ctx.engine.containers.prune()
     if removed:
         ctx.out("\n".join(["Deleted Containers:", *removed, ""]))

@@ -111,7 +111,7 @@ def size_text(ctx: Context, item: Container) -> str:
     """``12.3kB (virtual 7.81MB)``: what it wrote, and with its image."""
     from nacre.cli.usage import container_size
 
-    own, whole = container_size(ctx, item)
+    own, whole = container_size(item)
     return f"{human_size(own)} (virtual {human_size(whole)})"
 
 
