@@ -11,6 +11,7 @@ import errno
 import os
 
 from nacre.errors import Conflict, Denied, HostError, InvalidArgument, Unsupported
+from nacre.linux import netns
 from nacre.model.network import PortMapping
 from nacre.network.addresses import version
 
@@ -108,5 +109,13 @@ def _explain(port: PortMapping, error: OSError) -> HostError | Conflict | Invali
     if error.errno == errno.EADDRNOTAVAIL:
         return InvalidArgument(f"{what}: cannot assign requested address", hint="use an address of this host (ip -4 address), or none")
     if error.errno == errno.EACCES:
-        return Denied(f"{what}: permission denied", hint="run as root (sudo), or choose a host port from 1024 on")
+        return Denied(
+            f"{what}: permission denied",
+            hint=f"choose a host port from {_first_free()} on, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port.host_port}",
+        )
     return HostError(f"{what}: {error.strerror}")
+
+
+def _first_free() -> str:
+    """The first port that an ordinary user may bind (ip-sysctl.rst)."""
+    return netns.read_sysctl("net/ipv4/ip_unprivileged_port_start") or "1024"
