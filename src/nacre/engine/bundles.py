@@ -355,6 +355,20 @@ class Runtime:
             self._warn(error.message)
 
 
+def mount_options() -> list[str]:
+    """Mount options that are understood, whatever the file system."""
+    from nacre.isolation import oci_features
+
+    return oci_features.mount_options()
+
+
+def host_features() -> dict[str, Any]:
+    """What depends on the host of the object of features-linux.md."""
+    from nacre.isolation import oci_features
+
+    return oci_features.linux()
+
+
 def _now() -> str:
     """RFC 3339 with nanoseconds, as runc writes it."""
     now = time.time_ns()

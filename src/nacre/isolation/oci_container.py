@@ -152,7 +152,7 @@ def create(
                 kept.append(_open_namespace(item.path, item.flag))
                 own.append(kept[-1])
         filters, flags = (compiled(bundle.seccomp, wishes.cache), oci.filter_flags(bundle.seccomp)) if bundle.seccomp else (b"", 0)
-        if bundle.seccomp and bundle.seccomp.get("listenerPath") and uses_listener(bundle.seccomp):
+        if bundle.seccomp and uses_listener(bundle.seccomp):
             flags |= oci.NEW_LISTENER
         around = oci.Surroundings(
             directory=directory,
@@ -229,7 +229,7 @@ def compiled(profile: dict[str, Any], cache: str) -> bytes:
     """The filter of a `linux.seccomp` object. Raises InvalidArgument, HostError."""
     import json
 
-    return seccomp.program(json.dumps(profile), 0, cache=cache)
+    return seccomp.program(json.dumps(profile), 0, cache=cache, listener=uses_listener(profile))
 
 
 def uses_listener(profile: dict[str, Any]) -> bool:

@@ -118,7 +118,8 @@ class Mounts:
         self.ops: list[Op] = []
         self._bundle = bundle
         self._directory = directory
-        self._slot = slot
+        self._scratch = slot  # used and done with, again and again
+        self._slot = slot + 1
         self._mapped = mapped
         self._cgroup = cgroup
         self._late: list[Op] = []
@@ -142,7 +143,7 @@ class Mounts:
 
     def _source(self, path: str, recurse: bool) -> int:
         """Opens a source; answers with the number under which it is kept."""
-        number = self._slot
+        number = self._slot if self._mapped else self._scratch
         opened = op(Code.TREE, number, path, int(recurse))
         if self._mapped:
             self._slot += 1  # each must be kept until it is used
@@ -180,9 +181,9 @@ class Mounts:
     def _attributes_at(self, target: str, chosen: Options) -> Iterator[Op]:
         """Changes a mount that is there already."""
         if any((*chosen.attributes, *chosen.recursive, *chosen.propagation)):
-            yield op(Code.PICK, self._slot, target)
-            yield from _attributes(self._slot, chosen)
-            yield from (op(Code.ATTR, self._slot, 0, 0, bit, int(recurse)) for bit, recurse in chosen.propagation)
+            yield op(Code.PICK, self._scratch, target)
+            yield from _attributes(self._scratch, chosen)
+            yield from (op(Code.ATTR, self._scratch, 0, 0, bit, int(recurse)) for bit, recurse in chosen.propagation)
 
     def _file_system(self, mount: Mount, chosen: Options, target: str, field: str) -> None:
         if not mount.kind and not chosen.flags & MS_REMOUNT:
@@ -190,23 +191,23 @@ class Mounts:
         flags = chosen.flags
         if target.rstrip("/") == "%/dev" and flags & MS_RDONLY:  # writable until its nodes are made
             flags &= ~MS_RDONLY
-            self._late += [op(Code.PICK, self._slot, target), op(Code.ATTR, self._slot, 1, 0, 0, 0)]
+            self._late += [op(Code.PICK, self._scratch, target), op(Code.ATTR, self._scratch, 1, 0, 0, 0)]
         copied = chosen.copy_up and mount.kind == "tmpfs"
         if not flags & MS_REMOUNT:
             self.ops.append(op(Code.MKDIR, target, 0o755))
         if copied:
-            self.ops.append(op(Code.TREE, self._slot, target, 0))
+            self.ops.append(op(Code.TREE, self._scratch, target, 0))
         source = os.path.join(self._directory, mount.source) if mount.source.startswith("./") else mount.source or mount.kind
         self.ops.append(op(Code.MOUNT, source, target, mount.kind, flags & ~MS_RDONLY if copied else flags, chosen.data))
         if copied:
-            self.ops.append(op(Code.COPYUP, self._slot, target))
+            self.ops.append(op(Code.COPYUP, self._scratch, target))
             if flags & MS_RDONLY:
-                self.ops += [op(Code.PICK, self._slot, target), op(Code.ATTR, self._slot, 1, 0, 0, 0)]
+                self.ops += [op(Code.PICK, self._scratch, target), op(Code.ATTR, self._scratch, 1, 0, 0, 0)]
         if any(chosen.recursive) or chosen.propagation or flags & 256:
-            self.ops.append(op(Code.PICK, self._slot, target))
+            self.ops.append(op(Code.PICK, self._scratch, target))
             attributes = (0x200000, 0) if flags & 256 else (0, 0)
-            self.ops += _attributes(self._slot, chosen.replace(attributes=attributes))
-            self.ops += (op(Code.ATTR, self._slot, 0, 0, bit, int(recurse)) for bit, recurse in chosen.propagation)
+            self.ops += _attributes(self._scratch, chosen.replace(attributes=attributes))
+            self.ops += (op(Code.ATTR, self._scratch, 0, 0, bit, int(recurse)) for bit, recurse in chosen.propagation)
 
     def _cgroups(self, target: str, chosen: Options) -> None:
         """The container's part of the hierarchies: its namespace shows it as the root; without one, it is bound there."""
@@ -226,7 +227,7 @@ class Mounts:
                 self._cgroup_mount(inside, "cgroup", ",".join(controllers), self._cgroup.get(controllers[0], point), chosen.flags, own)
                 self.ops += (op(Code.SYMLINK, name, f"{target}/{alias}") for alias in controllers if alias != name)
             if chosen.flags & MS_RDONLY:
-                self.ops += [op(Code.PICK, self._slot, target), op(Code.ATTR, self._slot, 1, 0, 0, 0)]
+                self.ops += [op(Code.PICK, self._scratch, target), op(Code.ATTR, self._scratch, 1, 0, 0, 0)]
         else:
             self._cgroup_mount(target, "cgroup2", chosen.data, self._cgroup.get("unified", where.unified), chosen.flags, own)
         self.ops += (item for item in self._attributes_at(target, Options(propagation=chosen.propagation, recursive=chosen.recursive)))

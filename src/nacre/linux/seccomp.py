@@ -18,12 +18,13 @@ from nacre.errors import InvalidArgument
 from nacre.version import VERSION
 
 
-def program(profile: str, caps: int, *, cache: str = "", kernel: str = "") -> bytes:
+def program(profile: str, caps: int, *, cache: str = "", kernel: str = "", listener: bool = False) -> bytes:
     """The filter of a container as an array of struct sock_filter; b"" for "unconfined".
 
     profile: "" or "default" or "builtin" (ours), "unconfined", a profile in Docker's JSON format, or the path of one.
     caps: the container's capabilities as a mask. cache: directory for compiled filters, "" = none.
     kernel: release that the filter will run on ("6.1.0-...") for rules that ask for one, "" = this host's.
+    listener: somebody will answer what the profile refers to a listener.
     Raises InvalidArgument for a bad profile, HostError when libseccomp is needed and missing.
     """
     if profile == "unconfined":
@@ -37,7 +38,13 @@ def program(profile: str, caps: int, *, cache: str = "", kernel: str = "") -> by
     text = load(profile)
     release = kernel or os.uname().release
     key = hashlib.sha256(b"\0".join((text, machine.encode(), release.encode(), b"%x" % caps))).hexdigest()
-    return _cached(cache, key) or _make_from(text, cache, key, caps, machine, release, "" if is_text(profile) else profile)
+    name = "" if is_text(profile) else profile
+    if listener:
+        from nacre.linux import seccomp_profile
+
+        parsed = seccomp_profile.parse(text, machine, caps, release, name, listener=True)
+        return seccomp_profile.compile_profile(parsed, machine)
+    return _cached(cache, key) or _make_from(text, cache, key, caps, machine, release, name)
 
 
 def flags(profile: str) -> int:

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _EPERM, _ENOSYS = 1, 38
 _ALLOW, _LOG, _TRAP, _KILL_THREAD, _KILL_PROCESS = 0x7FFF0000, 0x7FFC0000, 0x00030000, 0x00000000, 0x80000000
-_ERRNO, _TRACE = 0x00050000, 0x7FF00000
+_ERRNO, _TRACE, _NOTIFY = 0x00050000, 0x7FF00000, 0x7FC00000
 
 _NOT_EQUAL, _EQUAL, _MASKED = 1, 4, 7
 _OPTIMIZE, _AS_TREE = 8, 2  # SCMP_FLTATR_CTL_OPTIMIZE: a binary tree of system calls (libseccomp 2.5)
 _OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
 _ACTIONS = {
     "ALLOW": _ALLOW, "LOG": _LOG, "TRAP": _TRAP, "KILL": _KILL_THREAD, "KILL_THREAD": _KILL_THREAD, "KILL_PROCESS": _KILL_PROCESS,
-    "ERRNO": _ERRNO, "TRACE": _TRACE,
+    "ERRNO": _ERRNO, "TRACE": _TRACE, "NOTIFY": _NOTIFY,
 }  # fmt: skip
 
 # libseccomp's tokens (for all but X32 the kernel's AUDIT_ARCH_*) by the name in profiles.
@@ -179,19 +179,27 @@ def default_profile(machine: str, caps: int) -> Profile:
     return Profile(_ERRNO | _EPERM, tuple(rules), _MACHINES.get(machine, ("", "", ()))[2], tuple(sorted(known)))
 
 
+def architectures() -> tuple[str, ...]:
+    """The names of architectures that profiles may list, without ``SCMP_ARCH_``."""
+    return tuple(_ARCHITECTURES)
+
+
 # Profiles in JSON
 
 
-def parse(text: bytes, machine: str, caps: int, kernel: str, name: str = "profile") -> Profile:
+def parse(text: bytes, machine: str, caps: int, kernel: str, name: str = "profile", *, listener: bool = False) -> Profile:
     """A profile in the format of Docker's profiles or of the OCI runtime specification ("seccomp" of config-linux.md).
 
-    Raises InvalidArgument.
+    listener: somebody will answer what is decided by SCMP_ACT_NOTIFY. Raises InvalidArgument.
     """
     with _decoding(name):
         data = _read(text)
         rules = tuple(_rule(item) for item in data.get("syscalls") or () if _applies(item, machine, caps, kernel))
         known = tuple(sorted({entry for item in data.get("syscalls") or () for entry in _names(item)}))
-        return Profile(_action(data["defaultAction"], data.get("defaultErrnoRet")), rules, _others(data, machine), known)
+        default = _action(data["defaultAction"], data.get("defaultErrnoRet"))
+        if not listener and _NOTIFY in (default, *(rule.action for rule in rules)):
+            raise ValueError("action SCMP_ACT_NOTIFY needs a program that answers, which the engine's containers have none of")
+        return Profile(default, rules, _others(data, machine), known)
 
 
 def parse_flags(text: bytes, name: str = "profile") -> int:
@@ -256,8 +264,6 @@ def _argument(value: int) -> int:
 
 def _action(word: str, code: int | None) -> int:
     value = _ACTIONS.get(_word(word, "SCMP_ACT_"))
-    if value is None and word == "SCMP_ACT_NOTIFY":
-        raise ValueError("action SCMP_ACT_NOTIFY needs a program that answers, which the engine's containers have none of")
     if value is None:
         raise ValueError(f"action {word} is not supported")
     return value | ((_EPERM if code is None else int(code) & 0xFFFF) if value in (_ERRNO, _TRACE) else 0)

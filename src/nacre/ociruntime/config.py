@@ -33,7 +33,7 @@ SIZE_MAX = 64 << 20  # bytes of a config.json: a hundred thousand mounts take 12
 _MOUNTS_MAX = 100_000  # the kernel's own limit for a mount namespace (fs.mount-max)
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 
-_NAMESPACES = {
+NAMESPACES = {
     "pid": 0x20000000, "network": 0x40000000, "mount": 0x20000, "ipc": 0x08000000, "uts": 0x04000000, "user": 0x10000000,
     "cgroup": 0x02000000, "time": 0x80,
 }  # fmt: skip
@@ -269,7 +269,7 @@ def _namespaces(linux: Fields) -> tuple[Namespace, ...]:
     seen: dict[int, str] = {}
 
     def make(item: Fields) -> Namespace:
-        flag = item.choice("type", _NAMESPACES, "namespace")
+        flag = item.choice("type", NAMESPACES, "namespace")
         if flag in seen:
             raise InvalidArgument(f"{item.at('type')}: {item.text('type')} is given twice")
         path = item.text("path")
@@ -538,21 +538,21 @@ def _check_huge_page(item: Fields) -> None:
     item.number("limit", high=_U64)
 
 
-_ACTIONS = (
+ACTIONS = (
     "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP", "SCMP_ACT_ERRNO", "SCMP_ACT_TRACE",
     "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY",
 )  # fmt: skip
-_OPERATORS = tuple(f"SCMP_CMP_{word}" for word in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
-_FILTER_FLAGS = tuple(f"SECCOMP_FILTER_FLAG_{word}" for word in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"))
+OPERATORS = tuple(f"SCMP_CMP_{word}" for word in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
+FILTER_FLAGS = tuple(f"SECCOMP_FILTER_FLAG_{word}" for word in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"))
 
 
 def _seccomp(linux: Fields) -> dict[str, Any] | None:
     if not linux.has("seccomp"):
         return None
     item = linux.child("seccomp")
-    _among(item, "defaultAction", _ACTIONS, "action")
+    _among(item, "defaultAction", ACTIONS, "action")
     item.number("defaultErrnoRet", high=0xFFFF)
-    for key, known in (("flags", _FILTER_FLAGS), ("architectures", None)):
+    for key, known in (("flags", FILTER_FLAGS), ("architectures", None)):
         for place, word in enumerate(item.texts(key)):
             if (known is not None and word not in known) or (known is None and not word.startswith("SCMP_ARCH_")):
                 raise InvalidArgument(f'linux.seccomp.{key}[{place}]: unknown word "{word}"')
@@ -583,5 +583,5 @@ def _check_syscall(item: Fields) -> bool:
         argument.number("index", high=5)
         argument.number("value", high=_U64)
         argument.number("valueTwo", high=_U64)
-        _among(argument, "op", _OPERATORS, "operator")
-    return _among(item, "action", _ACTIONS, "action") == "SCMP_ACT_NOTIFY"
+        _among(argument, "op", OPERATORS, "operator")
+    return _among(item, "action", ACTIONS, "action") == "SCMP_ACT_NOTIFY"
