@@ -270,6 +270,11 @@ def cgroup_kind() -> str:
 def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
     """Operations that put a root file system at `root` below the working directory (the stage). block: first uid of a user namespace."""
     ops = [op(Code.MKDIR, "root", 0o755)]
+    if block and rootfs.driver == "fuse-overlayfs":
+        raise Unsupported(
+            "the storage driver fuse-overlayfs cannot be id-mapped, which --userns private needs",
+            hint="leave --userns out, or use another storage driver (nacre info tells which can work here)",
+        )
     if rootfs.tree:
         return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if block else [])]
     for number, layer in enumerate(rootfs.layers):
