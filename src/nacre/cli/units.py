@@ -5,6 +5,7 @@ from __future__ import annotations
 import time as _time
 
 from nacre.errors import InvalidArgument
+from nacre.model.moment import parse
 
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 
@@ -97,7 +98,7 @@ def parse_time(text: str) -> float:
         return 0.0
     if len(text) > 19 and text.endswith("Z") and text[4] == text[7] == "-":
         try:
-            return _timegm(text)
+            return parse(text)
         except ValueError:
             return 0.0
     from datetime import datetime
@@ -106,18 +107,6 @@ def parse_time(text: str) -> float:
         return datetime.fromisoformat(_micro(text)).timestamp()
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _timegm(text: str) -> float:
-    """The common case without importing datetime: ``2024-01-02T03:04:05.678Z``."""
-    year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
-    hour, minute, second = int(text[11:13]), int(text[14:16]), float(text[17:-1])
-    # Days from the civil date: years start in March, so that the leap day comes last.
-    year -= month <= 2
-    era, year_of_era = divmod(year, 400)
-    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
-    days = era * 146097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719468
-    return days * 86400.0 + hour * 3600 + minute * 60 + second
 
 
 def human_duration(seconds: float) -> str:

@@ -151,18 +151,22 @@ class Engine:
 
     def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The journal, oldest first. since, until: seconds since the epoch; follow: wait for more (until `until`)."""
+        import contextlib
         import time
 
         after = 0
         start = time.time() if since is None else since
-        while True:
-            for sequence, event in self._core.database.events(after, since=start):
-                after = sequence
-                if until is None or event["time"] <= until:
-                    yield event
-            if not follow or (until is not None and time.time() > until):
-                return
-            time.sleep(0.1)
+        with contextlib.ExitStack() as stack:
+            # Before the first look, so that nothing that happens after it is missed.
+            news = stack.enter_context(self._core.database.watch()) if follow else None
+            while True:
+                for sequence, event in self._core.database.events(after, since=start):
+                    after = sequence
+                    if until is None or event["time"] <= until:
+                        yield event
+                if news is None or (until is not None and time.time() > until):
+                    return
+                news.wait(None if until is None else max(0.001, until - time.time()))
 
     def close(self) -> None:
         """Release what this object holds; running containers go on. Idempotent."""

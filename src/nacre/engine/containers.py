@@ -159,7 +159,7 @@ class Containers:
             return BoundMount(target=spec.target, kind="tmpfs", read_only=spec.read_only, options=spec.options)
         volumes = self._core.volumes
         name = spec.source or names.new_id()
-        volume = volumes.create(name, anonymous=not spec.source)
+        volume = self._core.make_volume(name, anonymous=not spec.source)
         if "nocopy" not in spec.options and not os.listdir(volume.path):
             layers = tuple(self._core.layers.get(layer.diff_id) for layer in image.layers)
             volumes.copy_up_from_layers(layers, spec.target, volume.path)
@@ -260,7 +260,9 @@ class Container:
             if self._running():
                 if self._paused():
                     self._pausable().resume(self._sandbox())
-                self._end(signal_number(record.spec.stop_signal or record.image_config.stop_signal or "SIGTERM"), patience)
+                number = signal_number(record.spec.stop_signal or record.image_config.stop_signal or "SIGTERM")
+                self._core.container_event(record, "kill", signal=str(number))
+                self._end(number, patience)
             self.record = self._lifecycle.settle(record, block, active)
         if active or went_on:
             self._core.container_event(self.record, "stop")
@@ -314,8 +316,6 @@ class Container:
             self._core.database.put(record, active=active, pending=record.removing)
             self.record = record
 
-    def restart(self, timeout: int | None = None) -> None:
-        """Stop, then start."""
     def update(self, **changes: Any) -> builtins.list[str]:
         """Change limits, at once when it runs and for its next start; answers with warnings.
 
@@ -335,11 +335,14 @@ class Container:
         self._core.container_event(self.record, "update")
         return update.warnings(after)
 
+    def restart(self, timeout: int | None = None) -> None:
+        """Stop, then start."""
         removing = self.record.spec.auto_remove
         if removing and self._running():
             raise Conflict(f"container {self.name} removes itself when it stops", hint="start a new one instead")
         self.stop(timeout)
         self.start()
+        self._core.container_event(self.record, "restart")
 
     def wait(self) -> int:
         """Wait until it is not running, or for the next end of one that is being restarted; the exit code.
@@ -417,7 +420,7 @@ class Container:
             record, _, active = self._load()
             old, self.record = record.name, record.replace(name=name)
             self._core.database.put(self.record, active=active)
-        self._core.container_event(self.record, "rename", oldName=old)
+        self._core.container_event(self.record, "rename", oldName=f"/{old}")
 
     # -- processes -----------------------------------------------------------------------------------------------------
 

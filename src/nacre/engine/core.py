@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from functools import cached_property, partial
 
+from nacre.errors import NotFound
 from nacre.model.container import Container
+from nacre.model.moment import parse
 from nacre.store import Database, Layout
 
 TYPE_CHECKING = False
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nacre.images.store import ImageStore
+    from nacre.model.volume import Volume
     from nacre.network.manager import NetworkManager
     from nacre.storage.layers import LayerStore
     from nacre.storage.rootfs import RootfsStore
@@ -92,8 +95,35 @@ class Core:
         self.database.record_event(entry)
 
     def container_event(self, record: Container, action: str, **attributes: str) -> None:
-        """Append an event of a container, with the attributes that Docker gives it."""
-        self.event("container", action, record.id, name=record.name, image=record.image_name, **attributes)
+        """Append an event of a container, with the attributes that Docker gives it: name, image and labels are in every one."""
+        common = {**record.image_config.labels, **record.spec.labels, "name": record.name, "image": record.image_name}
+        entry = {"time": time.time(), "type": "container", "action": action, "id": record.id, "attributes": {**common, **attributes}}
+        self.database.record_event(entry)
+
+    def use_events(self, record: Container, network: str, volume: str) -> None:
+        """Append the events of what a container takes into use with its start, and gives back at its end.
+
+        network: connect or disconnect; volume: mount or unmount.
+        """
+        if record.endpoint:
+            name = record.endpoint.network
+            kind = {"host": "host", "none": "null"}.get(name, "bridge")
+            self.event("network", network, name, container=record.id, name=name, type=kind)
+        for mount in record.mounts:
+            if mount.kind == "volume":
+                more = {"destination": mount.target, "read/write": str(not mount.read_only).lower()} if volume == "mount" else {}
+                self.event("volume", volume, mount.options[0].removeprefix("name="), container=record.id, driver="local", **more)
+
+    def make_volume(self, name: str, *, anonymous: bool = False) -> Volume:
+        """Make a volume, which is an event; an existing one is fine. Raises InvalidArgument for a name that Docker would refuse."""
+        try:
+            known = bool(self.volumes.get(name))
+        except NotFound:
+            known = False
+        volume = self.volumes.create(name, anonymous=anonymous)
+        if not known:
+            self.event("volume", "create", name, driver="local")
+        return volume
 
     def close(self) -> None:
         """Close the database if it was opened. Idempotent."""
@@ -111,6 +141,4 @@ def timestamp(seconds: float | None = None) -> str:
 
 def seconds(text: str) -> float:
     """The inverse of `timestamp`; 0.0 for "" (never)."""
-    import calendar
-
-    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float("0" + text[19:-1]) if text else 0.0
+    return parse(text) if text else 0.0

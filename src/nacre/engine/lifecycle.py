@@ -166,6 +166,7 @@ class Lifecycle:
             record = record.replace(pid=pid, main=proc, started=timestamp(), exit_code=0, restart_at=0.0)
             with core.database.together():
                 core.database.put(record, active=True)
+                core.use_events(record, "connect", "mount")
                 core.container_event(record, "start")
             undo.pop_all()
         self._accompany(record)
@@ -310,7 +311,9 @@ class Lifecycle:
             self.core.database.put(record, active=False, pending=record.spec.auto_remove or record.removing)
             if exit.oom:
                 self.core.container_event(record, "oom")
-            self.core.container_event(record, "die", exitCode=str(exit.code))
+            ran = seconds(record.finished) - seconds(record.started)
+            self.core.container_event(record, "die", exitCode=str(exit.code), execDuration=str(max(0, int(ran))))
+            self.core.use_events(record, "disconnect", "unmount")
         self._see_to_restart(record)
         return record
 
@@ -350,6 +353,7 @@ class Lifecycle:
                 record = record.replace(pid=pid, main=number, started=timestamp(), exit_code=0, restart_at=0.0)
                 with self.core.database.together():
                     self.core.database.put(record, active=True)
+                    self.core.use_events(record, "connect", "mount")
                     self.core.container_event(record, "start")
                 self._accompany(record)
                 return record
@@ -461,6 +465,7 @@ class Lifecycle:
                 with contextlib.suppress(NacreError):
                     if self.core.volumes.get(name).anonymous:
                         self.core.volumes.remove(name, in_use=lambda _: [])
+                        self.core.event("volume", "destroy", name, driver="local")
 
     # -- what killed callers left ----------------------------------------------------------------------------------------
 

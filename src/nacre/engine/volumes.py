@@ -19,8 +19,7 @@ class Volumes:
 
     def create(self, name: str) -> dict[str, Any]:
         """Make a volume (an existing one is fine). Raises InvalidArgument for a name Docker would refuse."""
-        self._core.volumes.create(name)
-        self._core.event("volume", "create", name)
+        self._core.make_volume(name)
         return self.inspect(name)
 
     def list(self) -> builtins.list[dict[str, Any]]:
@@ -43,7 +42,7 @@ class Volumes:
     def remove(self, name: str) -> None:
         """Delete it and what is in it. Raises Conflict while a container uses it, NotFound."""
         self._core.volumes.remove(name, in_use=self._users)
-        self._core.event("volume", "destroy", name)
+        self._core.event("volume", "destroy", name, driver="local")
 
     def prune(self, *, all: bool = False) -> builtins.list[str]:
         """Delete anonymous volumes (with `all` every one) that no container uses; the names deleted."""

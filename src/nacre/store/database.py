@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nacre.linux.inotify import Watch
+
 # One entry per schema version; PRAGMA user_version counts those that have been applied.
 MIGRATIONS = (
     """
@@ -201,6 +203,17 @@ class Database:
             cursor = sql.execute("INSERT INTO events (time, data) VALUES (?, ?)", (event["time"], json.dumps(event, separators=(",", ":"))))
             if cursor.lastrowid and cursor.lastrowid % 500 == 0:
                 sql.execute("DELETE FROM events WHERE seq <= ?", (cursor.lastrowid - EVENTS_KEPT,))
+
+    def watch(self) -> Watch:
+        """Something to wait on for changes of the database, whoever makes them. Close it. Raises HostError."""
+        from nacre.linux.inotify import Watch
+
+        try:
+            return Watch(os.path.dirname(self.path))
+        except OSError as error:
+            raise HostError(
+                f"cannot watch {self.path}: {error.strerror}", hint="raise the limit: sysctl fs.inotify.max_user_instances"
+            ) from error
 
     def events(self, after: int = 0, *, since: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
         """(sequence number, event) of everything later than `after` and not older than `since` (seconds since the epoch)."""

@@ -17,7 +17,10 @@ FILTERS = ("container", "event", "image", "label", "network", "type", "volume")
 def docker_shaped(event: dict[str, Any]) -> dict[str, Any]:
     """A journal entry as Docker's events are (Engine API, EventMessage)."""
     time_ns = int(event["time"] * 1e9)
+    # Docker's older names for the same, which its answers still have.
+    older = {"status": event["action"], "id": event["id"], "from": event["attributes"].get("image", "")}
     return {
+        **(older if event["type"] == "container" else {}),
         "Type": event["type"],
         "Action": event["action"],
         "Actor": {"ID": event["id"], "Attributes": dict(sorted(event["attributes"].items()))},
