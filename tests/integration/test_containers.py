@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nacre import ContainerSpec, Engine, Level, MountSpec, Resources, State, Ulimit
-from nacre.errors import CommandNotExecutable, CommandNotFound, Conflict, InvalidArgument, NotFound
+from nacre.errors import CommandNotExecutable, CommandNotFound, Conflict, InvalidArgument, NacreError, NotFound
 
 VM_MEMORY = 128 << 20
 
@@ -355,3 +355,25 @@ def test_user_namespace_on_request(engine: Engine, image: str) -> None:
     upper = Path(engine._core.layout.container(made.id)) / "upper/upper/mine"
     assert upper.stat().st_uid == outside, "the container's root is nobody on the host"
     assert b" 0 " in shown or b"uid=0" in shown or b"0:0" in shown, shown
+
+
+def test_what_is_thrown_away_need_not_reach_the_disk(engine: Engine, image: str) -> None:
+    def overlay(**fields: Any) -> bytes:
+        code, mounts, errors = output(engine, ContainerSpec(image=image, command=("cat", "/proc/mounts"), network="none", **fields))
+        assert (code, errors) == (0, b"")
+        return next(line for line in mounts.splitlines() if line.split()[1] == b"/")
+
+    if not overlay().startswith(b"overlay "):
+        pytest.skip("this host does not use overlayfs")
+    assert b"volatile" not in overlay(), "others survive a power cut"
+    assert b"volatile" in overlay(auto_remove=True)
+
+
+def test_a_container_to_be_thrown_away_can_be_started_again(engine: Engine, image: str) -> None:
+    made = engine.containers.create(
+        ContainerSpec(image=image, command=("exit", "3"), network="none", auto_remove=True, working_dir="/dev/null/x")
+    )
+    for _ in range(2):  # the root file system is there by the time that this fails
+        with pytest.raises(NacreError, match="/dev/null/x"):
+            made.start()
+    made.remove()

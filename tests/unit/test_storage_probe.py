@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from nacre.errors import HostError, InvalidArgument
+from nacre.model.container import Rootfs
 from nacre.storage import probe
+from nacre.storage.layers import LayerStore
 from nacre.storage.probe import Abilities, Choice, abilities, choose
+from nacre.storage.rootfs import RootfsStore
 
 ALL = Abilities(erofs="ok", through="file", overlay="ok", btrfs="not on Btrfs", fuse="ok")
 NO_EROFS = ALL.replace(erofs="No such device", through="")
@@ -102,6 +105,18 @@ def test_user_namespace_is_told_and_not_asked_again(host: Host, tmp_path: Path) 
     path.write_text(json.dumps(kept))
     assert _choose(tmp_path).driver == "overlay"
     assert host.asked == 1
+
+
+def test_only_a_kernel_that_can_is_told_to_leave_the_disk_alone(host: Host, tmp_path: Path) -> None:
+    store = LayerStore(str(tmp_path), run=str(tmp_path / "run"))
+    stacked, whole = Rootfs(driver="erofs", upper="/upper", options="userxattr"), Rootfs(driver="btrfs", tree="/tree")
+    assert RootfsStore(str(tmp_path), store).transient(stacked) == stacked
+    host.found = host.found.replace(volatile=True)
+    (tmp_path / "run/probe-storage.json").unlink()
+    rootfs = RootfsStore(str(tmp_path), LayerStore(str(tmp_path), run=str(tmp_path / "run")))
+    assert rootfs.transient(stacked).options == "userxattr,volatile"
+    assert rootfs.transient(stacked.replace(options="")).options == "volatile"
+    assert rootfs.transient(whole) == whole
 
 
 def test_forced_driver(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,8 @@ class Lifecycle:
             undo.callback(self.clean, record)
             # 1. and 2. the layers of the image that the record pins, and a writable root file system over them
             rootfs = self._rootfs(record, block)
+            if record.spec.auto_remove:
+                rootfs = core.rootfs.transient(rootfs)
             # 3. the network: at every level a namespace with one end of a veth pair in it
             endpoint, reserved = core.network.attach(
                 record.id,

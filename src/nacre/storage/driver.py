@@ -52,6 +52,9 @@ class Overlay(Driver):
         choice = self.layers.choice
         layers = tuple(self.layers.get(diff_id) for diff_id in diff_ids)
         upper = make_upper(directory, self.layers.root_attributes(diff_ids), limit)
+        # What `RootfsStore.transient` made of an earlier start that failed: with this mark, overlayfs refuses to be mounted again.
+        if os.path.isdir(mark := f"{upper}/work/work/incompat"):
+            remove_tree(mark)
         return Rootfs(driver=choice.driver, layers=layers, upper=upper, options="userxattr" if choice.user_namespace else "")
 
 

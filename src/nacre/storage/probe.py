@@ -32,7 +32,7 @@ class Abilities(Value):
 
     erofs: mount an EROFS image (through: "file" or "loop"); overlay: mount overlayfs with the directory as its upper; btrfs: make
     subvolumes and snapshots in it; fuse: the same as overlay, by the program fuse-overlayfs. user_namespace: we are in one, where
-    overlayfs keeps its marks in user.* attributes.
+    overlayfs keeps its marks in user.* attributes. volatile: overlayfs can leave the disk alone.
     """
 
     erofs: str
@@ -41,6 +41,7 @@ class Abilities(Value):
     btrfs: str
     fuse: str
     user_namespace: bool = False
+    volatile: bool = False
 
     def of(self, driver: str) -> str:
         """Whether a driver can work: "ok" or why not."""
@@ -56,11 +57,12 @@ class Abilities(Value):
 
 
 class Choice(Value):
-    """The driver in use and why it is not a better one ("" for the best). user_namespace: as in `Abilities`."""
+    """The driver in use and why it is not a better one ("" for the best). user_namespace, volatile: as in `Abilities`."""
 
     driver: str
     reason: str = ""
     user_namespace: bool = False
+    volatile: bool = False
 
 
 def abilities(root: str, run_directory: str) -> Abilities:
@@ -99,14 +101,18 @@ def choose(root: str, run_directory: str, wanted: str | None = None) -> Choice:
                 f"the storage driver {wanted} cannot work in {root}: {answer}",
                 hint="choose another one with --storage-driver or NACRE_STORAGE_DRIVER, or none to let nacre choose",
             )
-        return Choice(driver=wanted, reason="" if wanted == DRIVERS[0] else "asked for", user_namespace=found.user_namespace)
+        return _choice(found, wanted, "" if wanted == DRIVERS[0] else "asked for")
     reasons: list[str] = []
     for driver in DRIVERS:
         if (answer := found.of(driver)) == _OK:
             break
         if answer not in reasons:
             reasons.append(answer)
-    return Choice(driver=driver, reason="; ".join(reasons), user_namespace=found.user_namespace)
+    return _choice(found, driver, "; ".join(reasons))
+
+
+def _choice(found: Abilities, driver: str, reason: str) -> Choice:
+    return Choice(driver=driver, reason=reason, user_namespace=found.user_namespace, volatile=found.volatile)
 
 
 def _complete(found: Abilities) -> bool:
@@ -146,18 +152,20 @@ def main(directory: str) -> None:
 
     from nacre.linux.userns import is_initial
 
-    for name in ("overlay", "erofs", "btrfs", "fuse"):
+    for name in ("overlay", "volatile", "erofs", "btrfs", "fuse"):
         os.mkdir(f"{directory}/{name}")
     erofs = _try_erofs(f"{directory}/erofs")
     through = erofs if erofs in ("file", "loop") else ""
     inside = not is_initial()
+    options = "userxattr" if inside else ""
     found = Abilities(
         erofs=_OK if through else erofs,
         through=through,
-        overlay=_try_overlay(f"{directory}/overlay", "userxattr" if inside else ""),
+        overlay=_try_overlay(f"{directory}/overlay", options),
         btrfs=_try_btrfs(f"{directory}/btrfs"),
         fuse=_try_fuse(f"{directory}/fuse"),
         user_namespace=inside,
+        volatile=_try_overlay(f"{directory}/volatile", f"{options},volatile".lstrip(",")) == _OK,
     )
     sys.stdout.write(json.dumps(found.to_data()))
 
