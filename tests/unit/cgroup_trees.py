@@ -53,7 +53,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def make(path: str, *, fresh: bool = True) -> None:
         os.makedirs(path)
         mount = path.split("/sys/fs/cgroup/")[1].split("/")[0].split(",")
-        names = " ".join(V1_FILES.get(part, "") for part in mount) if mount[0] not in ("nacre", "unified") else V2_FILES
+        names = " ".join(V1_FILES[part] for part in mount) if mount[0] in V1_FILES else "" if mount[0] == "systemd" else V2_FILES
         for name in ("cgroup.procs", *names.split()):
             (Path(path) / name).write_text("")
             if name.startswith("cpuset.") and mount == ["cpuset"]:

@@ -17,7 +17,7 @@ import os
 import posixpath
 from collections.abc import Mapping, Sequence
 
-from nacre.errors import InvalidArgument, Unsupported
+from nacre.errors import InvalidArgument
 from nacre.linux import cgroups
 from nacre.linux.cgroups import Cgroup, Layout, read
 from nacre.linux.cgroups_limits import controllers
@@ -151,13 +151,16 @@ class Group:
 def group(path: str, identifier: str, *, systemd: bool = False, where: Layout | None = None, restrict: bool = True) -> Group:
     """The group of a container under the chosen manager. systemd: `linux.cgroupsPath` has three parts, as ``system.slice:nacre:ID``.
 
-    Raises InvalidArgument for a path that is not of the manager's form, Unsupported without systemd.
+    restrict: false in a user namespace, where systemd's manager of this user is meant. Raises InvalidArgument for a path that is
+    not of the manager's form.
     """
     if not systemd:
         if path.count(":") == 2 and "/" not in path:
             raise InvalidArgument(f"cgroupsPath {path!r} is of systemd's form", hint="add --systemd-cgroup, or use a path such as /a/b")
         return Group(path, identifier, where=where, restrict=restrict)
-    raise Unsupported("the systemd cgroup manager is not available", hint="leave out --systemd-cgroup")
+    from nacre.isolation.systemd import SystemdGroup
+
+    return SystemdGroup(path or f":{cgroups.PARENT}:{identifier}", identifier, where=where, restrict=restrict, user=not restrict)
 
 
 def below(parent: str, identifier: str) -> str:

@@ -342,16 +342,19 @@ def _needed(limits: Mapping[str, Any] | None) -> tuple[str, ...]:
     return controllers(limits)
 
 
-def build(group: Cgroup, limits: Mapping[str, Any] | None, *, rules: Sequence[DeviceRule] | None, fresh: bool = True) -> None:
+def build(
+    group: Cgroup, limits: Mapping[str, Any] | None, *, rules: Sequence[DeviceRule] | None, fresh: bool = True, taken: bool = False
+) -> None:
     """Make the directories of a group and set its limits; undone when that fails.
 
-    fresh: an empty group of that name is made anew, so that its counters start at zero. Raises as `create` does.
+    fresh: an empty group of that name is made anew, so that its counters start at zero. taken: processes may be in it already.
+    Raises as `create` does.
     """
     if group.layout.kind == "none":
         raise Unsupported("no control groups are mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
     made: list[str] = []
     try:
-        _make(group, fresh=fresh, made=made)
+        _make(group, fresh=fresh, taken=taken, made=made)
         if group.unified:
             _delegate(group, (*_V2_WANTED, *_needed(limits)))
         group.limit(limits or {})
@@ -400,12 +403,12 @@ def _places(name: str, where: Layout, controllers: Sequence[str]) -> dict[str, s
     return places
 
 
-def _make(group: Cgroup, *, fresh: bool, made: list[str]) -> None:
+def _make(group: Cgroup, *, fresh: bool, taken: bool, made: list[str]) -> None:
     for path in dict.fromkeys(group.directories.values()):
         if fresh or not os.path.isdir(path):
             _make_one(group, path, fresh=fresh)
             made.append(path)
-    if not fresh and (left := group.pids()):
+    if not fresh and not taken and (left := group.pids()):
         raise _occupied(group, next(iter(group.directories.values())), left)
 
 
