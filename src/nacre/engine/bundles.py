@@ -12,6 +12,7 @@ import time
 from nacre.errors import Conflict, HostError, InvalidArgument, NacreError, NotFound
 from nacre.isolation import oci_cgroup, oci_container
 from nacre.isolation.oci_container import Task, Wishes
+from nacre.model import jsontext
 from nacre.model.bundle import VERSION, Bundle, Hooks, Process
 from nacre.store.bundles import CONFIG, BundleStore, Claim
 
@@ -196,9 +197,7 @@ class Runtime:
         }
 
     def _state_text(self, record: dict[str, Any], status: str, pid: int) -> bytes:
-        import json
-
-        return json.dumps(self._state(record, status) | {"pid": pid}).encode()
+        return jsontext.dumps(self._state(record, status) | {"pid": pid}).encode()
 
     @staticmethod
     def _task(record: dict[str, Any]) -> Task:

@@ -7,12 +7,16 @@ A driver answers the same few questions at every level; what only some can do is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 from nacre.errors import Unsupported
-from nacre.isolation.channel import Channel
-from nacre.isolation.plan import Place
-from nacre.model.container import Resources, Sandbox, Stats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # nothing of them is needed by the OCI runtime, which lives in this room as well
+    from collections.abc import Sequence
+
+    from nacre.isolation.channel import Channel
+    from nacre.isolation.plan import Place
+    from nacre.model.container import Resources, Sandbox, Stats
 
 
 class Driver(ABC):

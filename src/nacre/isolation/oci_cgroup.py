@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 _PARENT = "/nacre-oci"
 
 
-def planned(path: str, name: str, *, systemd: bool = False) -> Cgroup:
-    """The group at `path` ("" = one of our own, named after the container). Touches nothing. Raises InvalidArgument, Unsupported."""
+def planned(path: str, name: str, resources: dict[str, Any], *, systemd: bool = False) -> Cgroup:
+    """The group at `path` ("" = one of our own, named after the container) for these resources. Touches nothing.
+
+    Raises InvalidArgument, Unsupported.
+    """
     where = cgroups.layout()
     if systemd:
         raise Unsupported(
@@ -29,9 +32,20 @@ def planned(path: str, name: str, *, systemd: bool = False) -> Cgroup:
     if relative == "/":
         raise InvalidArgument(f'linux.cgroupsPath: "{path}" is the root of the hierarchy')
     directories = {controller: f"{point}{relative}" for controller, point in where.v1.items()}
-    if where.unified and (not where.v1 or where.v2):
+    # Beside v1 it would only count processes, and joining it costs 15 ms (the kernel waits for RCU).
+    if where.unified and (not where.v1 or where.unified in where.track or _needs_v2(where, resources)):
         directories["unified"] = f"{where.unified}{relative}"
     return Cgroup(name, where, directories)
+
+
+def _needs_v2(where: cgroups.Layout, resources: dict[str, Any]) -> bool:
+    """Is a limit wanted whose controller is there, of a host that has the others on v1?"""
+    limits = {key: value for key, value in resources.items() if key != "devices" and value}
+    if not limits or not where.v2:
+        return False
+    from nacre.linux import cgroups_limits
+
+    return "unified" in limits or bool(set(cgroups_limits.controllers(limits)) & set(where.v2) - set(where.v1))
 
 
 def recorded(name: str, directories: dict[str, str]) -> Cgroup:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import _socket
 import os
+import struct
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound, Unsupported
 from nacre.isolation import oci, oci_cgroup, oci_run
 from nacre.isolation.oci_run import Outcome
 from nacre.linux import seccomp
 from nacre.linux.process import signal_number as signal_number
+from nacre.model import jsontext
 from nacre.model.bundle import Bundle, Process
 from nacre.model.plan import NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS
 from nacre.model.value import Value
@@ -227,9 +229,7 @@ def _open_namespace(path: str, flag: int) -> int:
 
 def compiled(profile: dict[str, Any], cache: str) -> bytes:
     """The filter of a `linux.seccomp` object. Raises InvalidArgument, HostError."""
-    import json
-
-    return seccomp.program(json.dumps(profile), 0, cache=cache, listener=uses_listener(profile))
+    return seccomp.program(jsontext.dumps(profile), 0, cache=cache, listener=uses_listener(profile))
 
 
 def uses_listener(profile: dict[str, Any]) -> bool:
@@ -281,19 +281,17 @@ def send_terminal(path: str, master: int) -> None:
 
 def send_descriptor(path: str, message: bytes, fd: int) -> None:
     """A message with a descriptor over a connection to a unix stream socket. Raises OSError."""
-    import array
-
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         connection.connect(path)
-        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [fd]))])
+        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", fd))])
     finally:
         connection.close()
 
 
 def make_group(bundle: Bundle, name: str, *, systemd: bool) -> Cgroup | None:
     """The container's control group, made and limited; None when an ordinary user may not make one and did not ask for limits."""
-    group = oci_cgroup.planned(bundle.cgroups_path, name, systemd=systemd)
+    group = oci_cgroup.planned(bundle.cgroups_path, name, bundle.resources, systemd=systemd)
     if group.layout.kind == "none" and not bundle.resources:
         return None
     try:
@@ -316,14 +314,12 @@ def ungranted(bundle: Bundle) -> list[str]:
 
 def offer_listener(profile: dict[str, Any], outcome: Outcome, state: dict[str, Any], pid: int) -> None:
     """Hand the listener of a filter to the program that is to answer (config-linux.md, "The Container Process State")."""
-    import json
-
     message = {
         "ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid, "metadata": profile.get("listenerMetadata", ""),
         "state": state,
     }  # fmt: skip
     try:
-        send_descriptor(str(profile["listenerPath"]), json.dumps(message).encode(), outcome.listener)
+        send_descriptor(str(profile["listenerPath"]), jsontext.dumps(message).encode(), outcome.listener)
     except OSError as error:
         raise HostError(f"linux.seccomp.listenerPath: {profile['listenerPath']}: {os.strerror(error.errno or 0)}") from error
     finally:

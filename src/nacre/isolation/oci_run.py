@@ -7,7 +7,6 @@ The program is started from a sealed copy in memory: a container that gets hold 
 from __future__ import annotations
 
 import _socket
-import array
 import errno
 import fcntl
 import os
@@ -204,9 +203,7 @@ def _message(ours: _socket.socket) -> tuple[bytes, int, int]:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_CREDENTIALS:
             pid = _CREDENTIALS.unpack_from(content)[0]
         elif level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-            fd = numbers[0]
+            fd = struct.unpack_from("=i", content)[0]
     return data, pid, fd
 
 

@@ -33,11 +33,9 @@ def program(profile: str, caps: int, *, cache: str = "", kernel: str = "", liste
     if profile in ("", "default", "builtin"):
         key = f"default-{machine}-{_edition()}-{caps:x}"
         return _cached(cache, key) or _make_default(cache, key, caps, machine)
-    import hashlib
-
     text = load(profile)
     release = kernel or os.uname().release
-    key = hashlib.sha256(b"\0".join((text, machine.encode(), release.encode(), b"%x" % caps))).hexdigest()
+    key = _digest(b"\0".join((text, machine.encode(), release.encode(), _edition().encode(), b"%x" % caps)))
     name = "" if is_text(profile) else profile
     if listener:
         from nacre.linux import seccomp_profile
@@ -59,6 +57,14 @@ def flags(profile: str) -> int:
 def is_text(profile: str) -> bool:
     """Whether a profile is given as its content rather than by its path."""
     return profile.lstrip()[:1] == "{"
+
+
+def _digest(data: bytes) -> str:
+    try:
+        from _blake2 import blake2b  # without the rest of hashlib, which loads OpenSSL: 4 ms
+    except ImportError:
+        from hashlib import blake2b
+    return str(blake2b(data, digest_size=32).hexdigest())
 
 
 def _edition() -> str:

@@ -7,6 +7,7 @@ should be raises InvalidArgument whose message names the field: ``linux.namespac
 from __future__ import annotations
 
 from nacre.errors import InvalidArgument
+from nacre.model import jsontext
 from nacre.model.bundle import (
     CAPABILITY_SETS,
     RLIMITS,
@@ -165,10 +166,8 @@ def load(data: bytes, name: str) -> Any:
     """The JSON document in `data`. name: of the file, for messages. Raises InvalidArgument."""
     if len(data) > SIZE_MAX:
         raise InvalidArgument(f"{name}: {len(data)} bytes are too many", hint=f"at most {SIZE_MAX >> 20} MiB")
-    import json
-
     try:
-        return json.loads(data)
+        return jsontext.loads(data)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{name}: not JSON: {error}") from error
 

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from nacre.model import jsontext
+
 
 class Log:
     """path: "" = standard error; style: text or json; debug: write debug lines too."""
@@ -35,12 +37,10 @@ class Log:
 
     def _write(self, level: str, message: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        import json
-
         if self.style == "json":
-            line = json.dumps({"level": level, "msg": message, "time": stamp})
+            line = jsontext.dumps({"level": level, "msg": message, "time": stamp})
         else:
-            line = f"time={json.dumps(stamp)} level={level} msg={json.dumps(message)}"
+            line = f"time={jsontext.dumps(stamp)} level={level} msg={jsontext.dumps(message)}"
         if not self.path:
             sys.stderr.write(f"{line}\n")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -133,6 +134,7 @@ def one(operands: list[str], verb: str) -> str:
 
 def program() -> None:
     """The start of the program."""
+    gc.disable()  # it ends before there is anything worth collecting
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
 from nacre.errors import InvalidArgument, NacreError, NotFound
+from nacre.model import jsontext
 from nacre.ociruntime.main import one
 
 TYPE_CHECKING = False
@@ -25,7 +25,9 @@ TABLE_EVENTS = {"interval": "s", "stats": "b"}
 
 def do_state(call: Call, flags: Flags, operands: list[str]) -> int:
     """Print the state of a container."""
-    sys.stdout.write(json.dumps(call.runtime().state(one(operands, "state")), indent=2) + "\n")
+    found = call.runtime().state(one(operands, "state"))
+    lines = ",\n".join(f"  {jsontext.dumps(key)}: {jsontext.dumps(value)}" for key, value in found.items())
+    sys.stdout.write(f"{{\n{lines}\n}}\n")
     return 0
 
 
@@ -36,7 +38,7 @@ def do_list(call: Call, flags: Flags, operands: list[str]) -> int:
     if flags.on("quiet"):
         sys.stdout.write("".join(f"{item['id']}\n" for item in found))
     elif style == "json":
-        sys.stdout.write((json.dumps([{**item, "owner": _owner(item["owner"])} for item in found]) if found else "null") + "\n")
+        sys.stdout.write((jsontext.dumps([{**item, "owner": _owner(item["owner"])} for item in found]) if found else "null") + "\n")
     else:
         rows = [[item["id"], item["pid"], item["status"], item["bundle"], item["created"], _owner(item["owner"])] for item in found]
         _table([["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], *rows], 12)
@@ -72,7 +74,7 @@ def do_ps(call: Call, flags: Flags, operands: list[str]) -> int:
         raise InvalidArgument('nacre-oci: "ps" requires a minimum of 1 argument')
     pids = call.runtime().pids(operands[0])
     if _style(flags) == "json":
-        sys.stdout.write(json.dumps([*pids]) + "\n")
+        sys.stdout.write(jsontext.dumps([*pids]) + "\n")
         return 0
     lines = _ps_output(operands[1:] or ["-ef"])
     titles = lines[0].split()
@@ -132,7 +134,7 @@ def do_events(call: Call, flags: Flags, operands: list[str]) -> int:
 
 def _event(name: str, kind: str, data: Any) -> None:
     event = {"type": kind, "id": name} | ({"data": data} if data is not None else {})
-    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.write(jsontext.dumps(event) + "\n")
     sys.stdout.flush()
 
 

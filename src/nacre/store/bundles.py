@@ -12,6 +12,7 @@ import os
 import time
 
 from nacre.errors import Conflict, Denied, HostError, InvalidArgument, NotFound
+from nacre.model import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,11 +70,9 @@ class Claim:
 
     def read(self) -> dict[str, Any]:
         """The record. Raises HostError when it is damaged."""
-        import json
-
         try:
             with open(f"{self.path}/{RECORD}", "rb") as file:
-                found = json.loads(file.read())
+                found = jsontext.loads(file.read())
         except FileNotFoundError:
             return {}  # whoever claimed the id was killed before it wrote anything
         except ValueError as error:
@@ -82,9 +81,7 @@ class Claim:
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace the record."""
-        import json
-
-        self.put(RECORD, json.dumps(record).encode())
+        self.put(RECORD, jsontext.dumps(record).encode())
 
     def put(self, name: str, data: bytes) -> None:
         """Replace a file. Raises HostError."""
