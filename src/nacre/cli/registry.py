@@ -42,6 +42,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "tag": ("images", "Give an image another name"),
     "top": ("top", "Show the processes of a container"),
     "unpause": ("lifecycle", "Let paused containers continue"),
+    "update": ("update", "Change the limits of containers"),
     "wait": ("lifecycle", "Wait until containers stop, then print their exit codes"),
 }
 
@@ -55,7 +56,7 @@ GROUPS: dict[str, str] = {
 }
 
 # "ls" and "prune" are not here: they have no short form of the same name.
-_CONTAINER = "attach cp create exec inspect kill logs pause port rename restart rm run start stats stop top unpause wait"
+_CONTAINER = "attach cp create exec inspect kill logs pause port rename restart rm run start stats stop top unpause update wait"
 
 _NAMED: dict[str, tuple[str, str]] = {
     "container ls": ("ps", "List containers"),

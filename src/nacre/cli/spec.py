@@ -23,15 +23,41 @@ ENV_FLAGS = (
     Flag("env-file", "Read environment variables from a file", "list", value="file", complete="files"),
 )
 
+# Limits: those of `update` as well. What they mean is in `nacre.cli.resources`, which loads when one of them is used.
+RESOURCE_FLAGS: tuple[Flag, ...] = (
+    Flag("blkio-weight", "Weight of disk access against other containers (10-1000)", "int"),
+    Flag("blkio-weight-device", "The same for one disk (path:weight)", "list", value="path:weight"),
+    Flag("cgroup-conf", "Write to a file of cgroup v2, as memory.high=1g", "list", value="file=value"),
+    Flag("cpu-period", "Length of a scheduling period in microseconds", "int"),
+    Flag("cpu-quota", "Processor time in one period in microseconds (-1 = unlimited)", "int"),
+    Flag("cpu-rt-period", "Length of a period of real-time scheduling in microseconds", "int"),
+    Flag("cpu-rt-runtime", "Real-time processor time in one such period in microseconds", "int"),
+    Flag("cpu-shares", "Weight of processor time against other containers (2-262144)", "int", short="c"),
+    Flag("cpus", "Number of processors, also fractions", "decimal"),
+    Flag("cpuset-cpus", "Processors it may run on, as 0-2,7", "string", value="list"),
+    Flag("cpuset-mems", "Memory nodes it may use, as 0,1", "string", value="list"),
+    Flag("device-read-bps", "Limit reading from a disk (path:bytes in a second, as /dev/sda:1mb)", "list", value="path:rate"),
+    Flag("device-read-iops", "Limit reading from a disk (path:operations in a second)", "list", value="path:rate"),
+    Flag("device-write-bps", "Limit writing to a disk (path:bytes in a second)", "list", value="path:rate"),
+    Flag("device-write-iops", "Limit writing to a disk (path:operations in a second)", "list", value="path:rate"),
+    Flag("kernel-memory", "Refused: --memory counts the kernel's memory as well", "bytes"),
+    Flag("memory", "Memory limit, as 512m or 2g", "bytes", short="m"),
+    Flag("memory-reservation", "Memory that is left to it when the host runs short", "bytes"),
+    Flag("memory-swap", "Limit of memory and swap together (-1 = unlimited swap; default: twice the memory)", "swap", value="bytes"),
+    Flag("memory-swappiness", "How readily its memory is swapped (0-100)", "int", default=-1),
+    Flag("oom-kill-disable", "Let its processes wait instead of killing one when memory runs out (cgroup v1)"),
+    Flag("pids-limit", "Limit the number of processes (-1 = unlimited)", "int"),
+)
+
 SPEC_FLAGS: tuple[Flag, ...] = (
     *ENV_FLAGS,
+    *RESOURCE_FLAGS,
     Flag("add-host", "Add a line to /etc/hosts (name:address; host-gateway is this host)", "list", value="name:ip"),
     Flag("attach", "Attach to stdin, stdout or stderr", "list", short="a"),
     Flag("cap-add", "Give a Linux capability, or ALL", "list"),
     Flag("cap-drop", "Take a Linux capability away, or ALL", "list"),
+    Flag("cgroup-parent", "Put its control group below this one: a path, or a slice of systemd", "string", value="path"),
     Flag("cidfile", "Write the container's id to a file", "string", value="file", complete="files"),
-    Flag("cpu-shares", "Weight of processor time against other containers (2-262144)", "int", short="c"),
-    Flag("cpus", "Number of processors, also fractions", "decimal"),
     Flag("device", "Give a device of this host (source[:target[:rwm]])", "list", complete="files"),
     Flag("dns", "Use this name server", "list", value="ip"),
     Flag("dns-option", "Set an option of resolv.conf", "list", aliases=("dns-opt",)),
@@ -46,12 +72,10 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("kernel", "Guest kernel for level vm: a name or a path", "string", complete="files"),
     Flag("label", "Attach a label", "list", short="l", value="key=value"),
     Flag("label-file", "Read labels from a file", "list", value="file", complete="files"),
-    Flag("memory", "Memory limit, as 512m or 2g", "bytes", short="m"),
     Flag("mount", "Mount something (type=bind|volume|tmpfs,source=...,target=...[,readonly])", "list"),
     Flag("name", "Name of the container", "string"),
     Flag("network", "Network: bridge, host, none or a name", "string", aliases=("net",), complete="networks"),
     Flag("oom-score-adj", "Who is killed first when memory runs out (-1000 to 1000)", "int"),
-    Flag("pids-limit", "Limit the number of processes (-1 = unlimited)", "int"),
     Flag("platform", "Platform of the image (os/architecture[/variant])", "string"),
     Flag("privileged", "Give all capabilities and devices"),
     Flag("publish", "Publish a port ([address:][host port:]port[/udp], also ranges)", "list", short="p"),
@@ -78,19 +102,15 @@ SPEC_FLAGS: tuple[Flag, ...] = (
 
 # Docker's other flags, so that they are told from misspelt ones.
 _OTHERS = """
-annotation blkio-weight blkio-weight-device cgroup-parent cgroupns cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period
-cpu-rt-runtime cpuset-cpus cpuset-mems device-cgroup-rule device-read-bps device-read-iops device-write-bps device-write-iops
-domainname expose gpus health-cmd health-interval health-retries health-start-interval health-start-period health-timeout init
-io-maxbandwidth io-maxiops ip ip6 ipc kernel-memory link link-local-ip log-driver log-opt mac-address memory-reservation memory-swap
-memory-swappiness network-alias oom-kill-disable pid runtime use-api-socket uts volume-driver volumes-from
+annotation cgroupns cpu-count cpu-percent device-cgroup-rule domainname expose gpus health-cmd health-interval health-retries
+health-start-interval health-start-period health-timeout init io-maxbandwidth io-maxiops ip ip6 ipc link link-local-ip log-driver
+log-opt mac-address network-alias pid runtime use-api-socket uts volume-driver volumes-from
 """
 UNSUPPORTED = frozenset(_OTHERS.split()).difference(flag.name for flag in SPEC_FLAGS)
 
 
 def container_spec(args: Arguments, image: str, command: list[str], *, detached: bool = False) -> ContainerSpec:
     """The spec of one command line. Raises UsageError, InvalidArgument."""
-    if args.memory and args.memory < 0:
-        raise UsageError("--memory must not be negative")
     default = ContainerSpec(image=image)
     return default.replace(
         name=args.name,
@@ -108,9 +128,8 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         auto_remove=args.rm,
         isolation=isolation_level(args.isolation),
         kernel=args.kernel,
-        resources=Resources(
-            memory=args.memory, cpus=args.cpus, cpu_shares=args.cpu_shares, pids=max(0, args.pids_limit)
-        ),
+        resources=_resources(args),
+        cgroup_parent=args.cgroup_parent or os.environ.get("NACRE_CGROUP_PARENT", ""),
         network=_network(args.network) or default.network,
         ports=_ports(args.publish),
         publish_all=args.publish_all,
@@ -135,6 +154,14 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
         **life(args),
     )  # fmt: skip
+
+
+def _resources(args: Arguments) -> Resources:
+    if not any(args.given(flag.name) for flag in RESOURCE_FLAGS):
+        return Resources()
+    from nacre.cli.resources import limits
+
+    return limits(args)
 
 
 def _storage_size(texts: list[str]) -> int:
