@@ -7,33 +7,19 @@ records that carry extended attributes. What is read comes from strangers: every
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import NoReturn, Protocol
 
 from nacre.errors import BadContent
 from nacre.model.value import Value
+from nacre.wire import tar as codec
+from nacre.wire.tar import BLOCK, KINDS
 
-BLOCK = 512
 HOLE = 1 << 16  # runs of zeros of this size, aligned in the file, become holes
 _ZEROS = bytes(HOLE)
-_END = bytes(BLOCK)
 _CHUNK = 1 << 20
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 _SPECIAL_IN_A_ROW = 16
 
-_KINDS = {
-    b"0": "file",
-    b"\0": "file",
-    b"7": "file",
-    b"S": "file",
-    b"1": "link",
-    b"2": "symlink",
-    b"3": "char",
-    b"4": "block",
-    b"5": "directory",
-    b"6": "fifo",
-}
 _XATTR = b"SCHILY.xattr."
 _XATTR_LIBARCHIVE = b"LIBARCHIVE.xattr."
 # What a global header may say for all entries that follow; a path or a size for all of them makes no sense.
@@ -207,7 +193,7 @@ class Reader:
         while (block := self._block()) is not None:
             fields = self._fields(block)
             kind = fields[7]
-            if kind in _KINDS or kind == b"D":
+            if kind in KINDS or kind == b"D":
                 return self._entry(block, fields, {**self._globals, **pax} if self._globals else pax, sparse, name, link)
             data = self._special(fields)
             if kind in (b"x", b"X"):
@@ -232,15 +218,13 @@ class Reader:
                 self._bad("it ends in the middle of a header")
             return None
         block = self._bytes(BLOCK)
-        return None if block == _END else block
+        return None if block == codec.END else block
 
     def _fields(self, block: bytes) -> tuple[bytes, ...]:
-        fields: tuple[bytes, ...] = _HEADER.unpack(block)
-        digits = fields[6].strip(b"\0 ")
-        expected = int(digits, 8) if digits.isdigit() else -1
-        if sum(block) - sum(fields[6]) + 256 != expected and _signed_sum(block) != expected:
+        try:
+            return codec.fields(block)
+        except ValueError:
             self._bad("a header has a wrong checksum" if self.entries else "this is not a tar archive")
-        return fields
 
     def _special(self, fields: tuple[bytes, ...]) -> bytes:
         """The content of an extended header."""
@@ -255,31 +239,25 @@ class Reader:
         """Records of a pax header by keyword; and the values of the two that may be repeated, in order (sparse format 0.0)."""
         records: dict[bytes, bytes] = {}
         repeated: list[bytes] = []
-        position = 0
-        while position < len(data):
-            space = data.find(b" ", position, position + 12)
-            digits = data[position:space] if space > 0 else b""
-            end = position + int(digits) if digits.isdigit() else 0
-            keyword, equals, value = data[space + 1 : end - 1].partition(b"=")
-            if end <= max(space, position) or end > len(data) or data[end - 1] != 0x0A or not equals:
-                if not data[position:].strip(b"\0"):
-                    break
-                self._bad("a record of an extended header is malformed")
+        try:
+            found = codec.records(data, padded=True)
+        except ValueError:
+            self._bad("a record of an extended header is malformed")
+        for keyword, value in found:
             if keyword in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
                 repeated.append(value)
             else:
                 records[keyword] = value
-            position = end
         return records, repeated
 
     def _entry(
         self, block: bytes, fields: tuple[bytes, ...], pax: dict[bytes, bytes], sparse: list[bytes], name: bytes, link: bytes
     ) -> Entry:
         entry = Entry()
-        raw = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or _name(fields)
+        raw = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or codec.header_name(fields)
         self.path = raw
         entry.path = self._path(raw)
-        entry.kind = _KINDS.get(fields[7], "directory")
+        entry.kind = KINDS.get(fields[7], "directory")
         if entry.kind == "file" and raw.endswith(b"/"):
             entry.kind = "directory"  # as archives older than ustar mark them
         entry.mode = self._number(fields[1], "mode") & 0o7777
@@ -413,7 +391,7 @@ class Reader:
 
     def _number(self, field: bytes, what: str) -> int:
         try:
-            number = _octal(field)
+            number = codec.number(field)
         except ValueError:
             self._bad(f"the {what} {field!r} is no number")
         if number < 0:
@@ -434,7 +412,7 @@ class Reader:
     def _time(self, text: bytes | None, field: bytes) -> int:
         """Nanoseconds since the epoch, kept within what file systems can store (years 1901 to 2446)."""
         try:
-            time = _nanoseconds(text) if text else _octal(field) * 10**9
+            time = _nanoseconds(text) if text else codec.number(field) * 10**9
         except ValueError:
             self._bad(f"the time {(text or field)[:32]!r} is no number")
         return max(-(1 << 31) * 10**9, min(time, ((1 << 34) - (1 << 31)) * 10**9 - 1))
@@ -500,21 +478,6 @@ def _without_holes(buffer: bytes, start: int, count: int, offset: int) -> Iterat
         yield run + shift, view[run:end]
 
 
-def _name(fields: tuple[bytes, ...]) -> bytes:
-    """The path in the header itself; only POSIX archives have a prefix, GNU keeps other things there."""
-    name, prefix = fields[0].split(b"\0", 1)[0], fields[15].split(b"\0", 1)[0]
-    return prefix + b"/" + name if prefix and fields[9] == b"ustar\0" else name
-
-
-def _octal(field: bytes) -> int:
-    """A number of a header: octal digits, or base-256 in two's complement when the first bit is set."""
-    if field[0] & 0x80:
-        number = int.from_bytes(field, "big")
-        bits = 8 * len(field)
-        return number - (1 << bits) if field[0] & 0x40 else number & ((1 << (bits - 1)) - 1)
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-
-
 def _nanoseconds(text: bytes) -> int:
     """A decimal number of seconds with an optional fraction, exactly."""
     whole, _, fraction = text.partition(b".")
@@ -523,9 +486,3 @@ def _nanoseconds(text: bytes) -> int:
     nanoseconds = int(fraction[:9].ljust(9, b"0"))
     seconds = int(whole or b"0")
     return seconds * 10**9 - nanoseconds if whole.startswith(b"-") else seconds * 10**9 + nanoseconds
-
-
-def _signed_sum(block: bytes) -> int:
-    """The checksum as some old programs made it, from signed bytes."""
-    values: tuple[int, ...] = struct.unpack("148b8x356b", block)
-    return sum(values) + 256

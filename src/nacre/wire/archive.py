@@ -1,7 +1,6 @@
-"""Headers of tar archives that carry images (docker save, OCI image layouts): bytes to values. No I/O.
+"""Members of tar archives that carry images (docker save, OCI image layouts): headers to values. No I/O.
 
-POSIX.1-2017 pax interchange format (ustar and pax headers) and the GNU extensions that archivers in use write: base-256 numbers,
-long names. Only what such an archive needs: names, sizes, links. Everything is bounded; failures are BadContent.
+Only what such an archive needs of `nacre.wire.tar`: names, sizes, links. Everything is bounded; failures are BadContent.
 """
 
 from __future__ import annotations
@@ -9,17 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nacre.errors import BadContent
+from nacre.wire import tar
+from nacre.wire.tar import BLOCK
 
-BLOCK = 512
+__all__ = ["BLOCK", "MAX_EXTENDED", "Header", "apply_pax", "normal_path", "parse_header", "parse_pax"]
+
 MAX_EXTENDED = 1 << 20
 
 _KINDS = {
-    b"0": "file",
-    b"\0": "file",
-    b"7": "file",
-    b"1": "link",
-    b"2": "symlink",
-    b"5": "directory",
+    **{letter: kind for letter, kind in tar.KINDS.items() if kind in ("file", "link", "symlink", "directory") and letter != b"S"},
     b"x": "pax",
     b"g": "pax-global",
     b"L": "long-name",
@@ -45,32 +42,26 @@ def parse_header(block: bytes) -> Header | None:
     """Read a header; None for a block of zeros, which ends the archive. Raises BadContent."""
     if not block.strip(b"\0"):
         return None
-    if _number(block[148:156]) != sum(block[:148]) + sum(b" " * 8) + sum(block[156:]):
-        raise BadContent("not a tar archive: the checksum of a header is wrong")
-    kind = _KINDS.get(block[156:157], "other")
-    size = _number(block[124:136]) if kind not in ("link", "symlink", "directory") else 0
+    try:
+        fields = tar.fields(block)
+    except ValueError:
+        raise BadContent("not a tar archive: the checksum of a header is wrong") from None
+    kind = _KINDS.get(fields[tar.TYPE], "other")
+    try:
+        size = tar.number(fields[tar.SIZE]) if kind not in ("link", "symlink", "directory") else 0
+    except ValueError:
+        size = -1
     if not 0 <= size <= _MAX_SIZE:
         raise BadContent(f"the archive has a member of {size} bytes")
-    name = _text(block[0:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_text(block[345:500])}/{name}"
-    return Header(name=name, kind=kind, size=size, target=_text(block[157:257]))
+    return Header(name=_text(tar.header_name(fields)), kind=kind, size=size, target=_text(fields[tar.TARGET]))
 
 
 def parse_pax(data: bytes) -> dict[str, str]:
     """The records of a pax header, each ``<length> <key>=<value>`` and a line feed. Raises BadContent."""
-    records: dict[str, str] = {}
-    position = 0
-    while position < len(data):
-        space = data.find(b" ", position, position + 20)
-        digits = data[position:space] if space > 0 else b""
-        end = position + int(digits) if digits.isdigit() else 0
-        key, equals, value = data[space + 1 : end - 1].partition(b"=")
-        if end <= space or end > len(data) or data[end - 1 : end] != b"\n" or not equals:
-            raise BadContent("the archive has a malformed pax header")
-        records[_text(key)] = _text(value)
-        position = end
-    return records
+    try:
+        return {_text(keyword): _text(value) for keyword, value in tar.records(data)}
+    except ValueError:
+        raise BadContent("the archive has a malformed pax header") from None
 
 
 def apply_pax(header: Header, records: dict[str, str]) -> Header:
@@ -101,17 +92,6 @@ def normal_path(path: str, *, base: str = "") -> str:
         elif part not in ("", "."):
             parts.append(part)
     return "/".join(parts)
-
-
-def _number(field: bytes) -> int:
-    """An octal number, or GNU's base-256 one; -1 when it is neither."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big") if not field[0] & 0x40 else -1
-    text = field.strip(b" \0")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        return -1
 
 
 def _text(field: bytes) -> str:
