@@ -469,7 +469,7 @@ int find_program(struct child *c, const char *name, const char *path, char **fou
 		int n = snprintf(file, sizeof file, "%.*s%s%s", (int)(end - path), path, end > path ? "/" : "", name);
 		if (n >= (int)sizeof file || stat(file, &st) < 0)
 			continue;
-		if (S_ISREG(st.st_mode) && faccessat(AT_FDCWD, file, X_OK, AT_EACCESS) == 0)
+		if (S_ISREG(st.st_mode) && access(file, X_OK) == 0)
 			return (*found = strdup(file)) ? 0 : -ENOMEM;
 		rc = -EACCES;
 	}
