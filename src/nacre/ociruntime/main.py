@@ -95,6 +95,12 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         log.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
+    except Exception as error:  # engines read the log: a mistake of ours must not leave it empty
+        import traceback
+
+        log.error(f"internal error: {type(error).__name__}: {error}")
+        traceback.print_exc()
+        return 1
 
 
 def dispatch(call: Call, verb: str, arguments: list[str]) -> int:
