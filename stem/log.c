@@ -2,7 +2,9 @@
 #include "stem.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -41,25 +43,50 @@ static int log_start(struct log *l)
 	return 0;
 }
 
-int log_open(struct log *l, struct span path, uint64_t limit, bool plain)
+int log_open(struct log *l, struct span path, struct log_keep keep, bool plain)
 {
-	*l = (struct log){ .fd = -1, .limit = limit, .plain = plain };
+	*l = (struct log){ .fd = -1, .keep = keep, .plain = plain };
 	if (!path.size)
 		return 0;
 	l->path = span_dup(path);
 	return l->path ? log_start(l) : -ENOMEM;
 }
 
+/* Compresses a rotated log in the background; without gzip it stays as it is. */
+static pid_t log_compress(const char *path)
+{
+	pid_t pid = clone_process(0, NULL);
+	if (pid != 0)
+		return pid < 0 ? 0 : pid;
+	reset_signals();
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	execlp("gzip", "gzip", "-fq", path, (char *)NULL);
+	_exit(127);
+}
+
+/* log.1 becomes log.2 and so on, the oldest goes. A file that is being compressed keeps its name until that is done. */
 static void log_rotate(struct log *l)
 {
-	autofree char *old = malloc(strlen(l->path) + 3);
-	if (!old)
+	unsigned kept = l->keep.files ? l->keep.files - 1u : 1u;
+	size_t size = strlen(l->path) + 16;
+	autofree char *from = malloc(size), *to = malloc(size);
+	if (!from || !to || (l->compressor > 0 && kill(l->compressor, 0) == 0))
 		return;
-	strcat(strcpy(old, l->path), ".1");
-	if (rename(l->path, old) < 0)
+	l->compressor = 0;
+	for (unsigned i = kept; i > 1; i--)
+		for (int packed = 0; packed < 2; packed++) {
+			snprintf(from, size, "%s.%u%s", l->path, i - 1, packed ? ".gz" : "");
+			snprintf(to, size, "%s.%u%s", l->path, i, packed ? ".gz" : "");
+			if (rename(from, to) < 0 && errno == ENOENT)
+				unlink(to); /* it may be there in the other form */
+		}
+	snprintf(to, size, "%s.1", l->path);
+	if ((kept ? rename(l->path, to) : unlink(l->path)) < 0)
 		return;
 	close_fd(&l->fd);
 	log_start(l);
+	if (kept && l->keep.compress)
+		l->compressor = log_compress(to);
 }
 
 void log_write(struct log *l, uint8_t stream, const void *data, size_t n)
@@ -69,7 +96,7 @@ void log_write(struct log *l, uint8_t stream, const void *data, size_t n)
 	uint32_t length = (uint32_t)n;
 	if (!l->path)
 		return;
-	if (l->limit && l->size && l->size + LOG_HEAD + n > l->limit)
+	if (l->keep.limit && l->size && l->size + LOG_HEAD + n > l->keep.limit)
 		log_rotate(l);
 	if (l->fd < 0 && log_start(l) < 0)
 		return;

@@ -132,6 +132,7 @@ static const struct op_kind kinds[OP_END] = {
 	[OP_IOPRIO] = { "IOPRIO", "i", "set I/O priority $0" },
 	[OP_KEYRING] = { "KEYRING", "s", "join session keyring $0" },
 	[OP_DUMPABLE] = { "DUMPABLE", "i", "set dumpable to $0" },
+	[OP_AFFINITY] = { "AFFINITY", "b", "set CPU affinity" },
 };
 
 const struct op_kind *op_kind(uint16_t code)
@@ -226,7 +227,8 @@ bool spawn_parse(const uint8_t *data, size_t size, struct spawn *s, struct failu
 {
 	struct reader r = { data, data + size, false };
 	s->log = get_span(&r);
-	s->log_limit = get_u64(&r);
+	uint64_t keep = get_u64(&r);
+	s->log_keep = (struct log_keep){ .limit = keep, .files = (uint8_t)(keep >> 48), .compress = keep >> 56 & 1 };
 	s->exit = get_span(&r);
 	s->oom = get_span(&r);
 	s->clone = get_u64(&r);

@@ -146,7 +146,7 @@ static void relay_spawn(struct conn *c, const struct frame *f, const uint8_t *pa
 	autofree uint8_t *record = malloc((size_t)f->length + 16);
 	if (!p || !record)
 		return reply_error(c, f, ENOMEM, "out of memory");
-	int rc = log_open(&p->log, s.log, s.log_limit, false);
+	int rc = log_open(&p->log, s.log, s.log_keep, false);
 	if (rc < 0) {
 		reply_error(c, f, -rc, "open log %.*s: %s", (int)s.log.size, s.log.data, strerror(-rc));
 		return proc_forget(p);

@@ -197,6 +197,8 @@ static int op_nsfd(struct child *c, struct op *op)
 	if (fd < 0)
 		return fd;
 	c->inside |= (flags & CLONE_NEWNS) != 0;
+	if (flags & CLONE_NEWUSER)
+		open_streams();
 	if (setns(fd, flags) < 0)
 		return -errno;
 	return flags & CLONE_NEWUSER ? become_root() : 0;
@@ -362,6 +364,12 @@ static int op_ioprio(struct child *c, struct op *op)
 	return result(syscall(SYS_ioprio_set, 1 /* IOPRIO_WHO_PROCESS */, 0, (int)op->args[0].i));
 }
 
+static int op_affinity(struct child *c, struct op *op)
+{
+	(void)c;
+	return result(syscall(SYS_sched_setaffinity, 0, (size_t)op->args[0].n, op->args[0].s));
+}
+
 /* Where there are no keyrings, none is shared either. */
 static int op_keyring(struct child *c, struct op *op)
 {
@@ -375,6 +383,7 @@ int (*const run_table[OP_END])(struct child *, struct op *) = {
 	[OP_ATTR] = op_attr, [OP_ATTACH] = op_attach, [OP_COPYUP] = op_copyup, [OP_CWD] = op_cwd, [OP_LOOKUP] = op_lookup,
 	[OP_READY] = op_ready, [OP_MOVE] = op_move, [OP_DOMAIN] = op_domain, [OP_PERSONALITY] = op_personality, [OP_SCHED] = op_sched,
 	[OP_IOPRIO] = op_ioprio, [OP_KEYRING] = op_keyring, [OP_DUMPABLE] = op_dumpable,
+	[OP_AFFINITY] = op_affinity,
 };
 
 /* ---- the role ---- */

@@ -292,7 +292,7 @@ static _Noreturn void child_main(struct proc *p, const struct spawn *s, struct e
 int spawn_local(struct proc *p, const struct spawn *s, struct failure *f)
 {
 	struct ends e __attribute__((cleanup(close_ends))) = { -1, -1, -1, -1, -1 };
-	int rc = log_open(&p->log, s->log, s->log_limit, p->flags & SPAWN_CONSOLE);
+	int rc = log_open(&p->log, s->log, s->log_keep, p->flags & SPAWN_CONSOLE);
 	if (rc < 0) {
 		fail_with(f, NO_INDEX, -rc, "open log %.*s: %s", (int)s->log.size, s->log.data, strerror(-rc));
 		return rc;

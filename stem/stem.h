@@ -80,7 +80,7 @@ enum op_code {
 	OP_NNP, OP_SECCOMP, OP_MASK, OP_READONLY, OP_TTY, OP_USERNS, OP_IDMAP, OP_ENTER, OP_DEATH, OP_OPEN, OP_TAP, OP_LISTEN,
 	OP_CHANNEL, OP_UMASK, OP_SETUID, OP_CHOWN, OP_TIME, OP_EXEC, OP_BUILTIN, OP_SYNC, OP_HOOK, OP_START, OP_NSFD, OP_TREE, OP_PICK,
 	OP_ATTR, OP_ATTACH, OP_COPYUP, OP_IDENTITY, OP_CWD, OP_LOOKUP, OP_READY, OP_MOVE, OP_DOMAIN, OP_PERSONALITY, OP_SCHED, OP_IOPRIO,
-	OP_KEYRING, OP_DUMPABLE, OP_END,
+	OP_KEYRING, OP_DUMPABLE, OP_AFFINITY, OP_END,
 };
 
 struct frame {
@@ -98,9 +98,16 @@ struct span {
 	const uint8_t *data;
 	uint32_t size;
 };
+/* What is kept of a log: bytes in one file (0: no limit), files in all (0: two), whether rotated ones are compressed. */
+struct log_keep {
+	uint64_t limit : 48;
+	uint8_t files;
+	bool compress;
+};
 struct spawn {
 	struct span log, exit, oom;
-	uint64_t log_limit, clone;
+	struct log_keep log_keep;
+	uint64_t clone;
 	uint16_t rows, columns;
 	uint32_t count;
 	struct reader ops;
@@ -210,10 +217,12 @@ void reply_failure(struct conn *c, uint32_t proc, uint32_t tag, const struct fai
 struct log {
 	int fd;
 	char *path;
-	uint64_t size, limit;
+	uint64_t size;
+	struct log_keep keep;
+	pid_t compressor;
 	bool plain;
 };
-int log_open(struct log *l, struct span path, uint64_t limit, bool plain);
+int log_open(struct log *l, struct span path, struct log_keep keep, bool plain);
 void log_write(struct log *l, uint8_t stream, const void *data, size_t n);
 void log_close(struct log *l);
 int exit_record(const char *path, uint32_t code, uint32_t signal, bool oom, uint64_t time_ns);
@@ -373,6 +382,7 @@ int link_up(const char *name, uint32_t mtu);
 int op_user(struct child *c, struct op *op);
 int op_identity(struct child *c, struct op *op);
 int become_root(void);
+void open_streams(void);
 int ready_to_exec(struct child *c);
 int open_target(const struct child *c, const char *target);
 int clone_tree(int fd, bool recursive);

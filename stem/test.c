@@ -100,7 +100,7 @@ static void test_golden_frames(const char *dir)
 			CHECK(f.flags == HELLO_CUSTODY && f.tag == 1 && get_u32(&r) == PROTOCOL_VERSION);
 		if (f.type == FR_SPAWN) {
 			CHECK(f.flags == (SPAWN_ATTACH | SPAWN_TTY | SPAWN_STDIN | SPAWN_MAIN | LOCAL | SPAWN_CHANNEL | SPAWN_CONSOLE));
-			CHECK(spawn_parse(r.at, f.length, &s, &failure) && s.log_limit == 1ull << 33 && s.rows == 24 && s.columns == 80);
+			CHECK(spawn_parse(r.at, f.length, &s, &failure) && s.log_keep.limit == 1ull << 33 && s.log_keep.files == 7 && s.log_keep.compress && s.rows == 24 && s.columns == 80);
 			CHECK(s.log.size == 3 && s.exit.size == 4 && s.oom.size == 6 && s.clone == 0x20020000 && s.count == 1);
 		}
 		if (f.type == FR_RESIZE)
@@ -209,23 +209,38 @@ static void test_log(const char *top)
 	snprintf(path, sizeof path, "%s/log", top);
 	snprintf(old, sizeof old, "%s/log.1", top);
 	struct span span = { (const uint8_t *)path, (uint32_t)strlen(path) };
-	CHECK(log_open(&l, (struct span){ 0 }, 0, false) == 0);
+	struct log_keep keep = { .limit = 100 }, ever = { 0 };
+	CHECK(log_open(&l, (struct span){ 0 }, ever, false) == 0);
 	log_write(&l, 1, "x", 1); /* to nowhere */
-	CHECK(log_open(&l, span, 100, false) == 0);
+	CHECK(log_open(&l, span, keep, false) == 0);
 	for (int i = 0; i < 10; i++)
 		log_write(&l, 1, "0123456789", 10);
 	log_close(&l);
 	CHECK(stat(path, &st) == 0 && st.st_size == 23 * 2 && stat(old, &st) == 0 && st.st_size == 23 * 4);
-	CHECK(truncate(path, 30) == 0 && log_open(&l, span, 100, false) == 0 && l.size == 23); /* half a record was cut off */
+	CHECK(truncate(path, 30) == 0 && log_open(&l, span, keep, false) == 0 && l.size == 23); /* half a record was cut off */
 	log_close(&l);
-	CHECK(truncate(path, 5) == 0 && log_open(&l, span, 100, false) == 0 && l.size == 0);
+	CHECK(truncate(path, 5) == 0 && log_open(&l, span, keep, false) == 0 && l.size == 0);
+	keep.files = 1; /* no rotated ones: those that are there are left alone */
+	l.keep = keep;
+	CHECK(unlink(old) == 0);
+	for (int i = 0; i < 5; i++)
+		log_write(&l, 1, "0123456789", 10);
+	CHECK(l.size == 23 && access(old, F_OK) < 0);
+	l.keep.files = 4;
+	for (int i = 0; i < 30; i++)
+		log_write(&l, 1, "0123456789", 10);
+	for (int i = 1; i <= 4; i++) {
+		snprintf(old, sizeof old, "%s/log.%d", top, i);
+		CHECK((access(old, F_OK) == 0) == (i < 4));
+	}
 	log_close(&l);
-	CHECK(log_open(&l, span, 0, true) == 0);
+	CHECK(log_open(&l, span, ever, true) == 0 && ftruncate(l.fd, 0) == 0);
+	l.size = 0;
 	log_write(&l, 1, "plain", 5);
 	CHECK(l.size == 5);
 	log_close(&l);
 	span = (struct span){ (const uint8_t *)"/no/such/file", 13 };
-	CHECK(log_open(&l, span, 0, false) == -ENOENT);
+	CHECK(log_open(&l, span, ever, false) == -ENOENT);
 	log_close(&l);
 }
 

@@ -76,6 +76,7 @@ OPS: tuple[tuple[Op, str], ...] = (
     (op(Code.IOPRIO, 4), "set I/O priority 4"),
     (op(Code.KEYRING, "k"), "join session keyring k"),
     (op(Code.DUMPABLE, 1), "set dumpable to 1"),
+    (op(Code.AFFINITY, b"\x03\x00\x00\x00\x00\x00\x00\x00"), "set CPU affinity"),
 )
 EXEC = op(Code.EXEC, 1, "x")
 
@@ -99,6 +100,8 @@ def test_golden_frames(golden: Callable[[str, str], None]) -> None:
         ops=(EXEC,),
         log="log",
         log_limit=1 << 33,
+        log_files=7,
+        log_compress=True,
         exit="exit",
         oom="/sys/x",
         clone=NEWNS | NEWPID,
@@ -195,6 +198,7 @@ def test_spawn_round_trip() -> None:
         exit="e",
         oom="o",
         log_limit=5,
+        log_files=255,
         clone=NEWNS,
         rows=1,
         columns=2,

@@ -79,6 +79,7 @@ class Code(enum.IntEnum):
     IOPRIO = 61
     KEYRING = 62
     DUMPABLE = 63
+    AFFINITY = 64
 
 
 # Clone and mount flags of the kernel's user interface (linux/sched.h, linux/mount.h): a plan is a value, so its words live here.
@@ -123,6 +124,8 @@ class Spawn(Value):
     clone: int = 0
     log: str = ""
     log_limit: int = 0
+    log_files: int = 0
+    log_compress: bool = False
     exit: str = ""
     oom: str = ""
     rows: int = 0

@@ -149,8 +149,9 @@ def string(value: str | bytes) -> bytes:
 
 def encode_spawn(spawn: Spawn) -> tuple[bytes, int]:
     """(payload, flags) of SPAWN. Raises ValueError for what cannot be said: NUL in text, integers over 64 bits, 65536 arguments."""
+    keep = spawn.log_limit | spawn.log_files << 48 | spawn.log_compress << 56
     head = (
-        string(spawn.log) + _U64.pack(spawn.log_limit) + string(spawn.exit) + string(spawn.oom)
+        string(spawn.log) + _U64.pack(keep) + string(spawn.exit) + string(spawn.oom)
         + struct.pack("<QHHI", spawn.clone, min(spawn.rows, 0xFFFF), min(spawn.columns, 0xFFFF), len(spawn.ops))
     )  # fmt: skip
     choices = (
@@ -200,7 +201,7 @@ class _Reader:
 def decode_spawn(payload: bytes, flags: int) -> tuple[Spawn, tuple[tuple[Code, tuple[bytes, ...]], ...]]:
     """The record without its operations, and the operations with their arguments still as bytes. Raises ValueError."""
     reader = _Reader(payload)
-    log, limit, exit_path, oom = reader.text(), reader.u64(), reader.text(), reader.text()
+    log, keep, exit_path, oom = reader.text(), reader.u64(), reader.text(), reader.text()
     clone, rows, columns, count = struct.unpack("<QHHI", reader.take(16))
     operations = []
     for _ in range(count):
@@ -209,7 +210,8 @@ def decode_spawn(payload: bytes, flags: int) -> tuple[Spawn, tuple[tuple[Code, t
     if reader.at != len(payload):
         raise ValueError("bytes after the last operation")
     spawn = Spawn(
-        ops=(), clone=clone, log=log, log_limit=limit, exit=exit_path, oom=oom, rows=rows, columns=columns,
+        ops=(), clone=clone, log=log, exit=exit_path, oom=oom, rows=rows, columns=columns,
+        log_limit=keep & (1 << 48) - 1, log_files=keep >> 48 & 0xFF, log_compress=bool(keep >> 56 & 1),
         attach=bool(flags & ATTACH), tty=bool(flags & TTY), stdin=bool(flags & STDIN), main=bool(flags & MAIN),
         local=bool(flags & LOCAL), channel=bool(flags & CHANNEL), console=bool(flags & CONSOLE),
     )  # fmt: skip
@@ -227,7 +229,7 @@ ARGUMENTS: dict[Code, str] = {
     Code.EXEC: "i*", Code.BUILTIN: "i*", Code.SYNC: "i", Code.HOOK: "iii*", Code.START: "i", Code.NSFD: "ii", Code.TREE: "isi",
     Code.PICK: "is", Code.ATTR: "iiiii", Code.ATTACH: "is", Code.COPYUP: "is", Code.IDENTITY: "iibi", Code.CWD: "s", Code.LOOKUP: "ss",
     Code.READY: "", Code.MOVE: "", Code.DOMAIN: "s", Code.PERSONALITY: "i", Code.SCHED: "iiiiiii", Code.IOPRIO: "i", Code.KEYRING: "s",
-    Code.DUMPABLE: "i",
+    Code.DUMPABLE: "i", Code.AFFINITY: "b",
 }  # fmt: skip
 
 
