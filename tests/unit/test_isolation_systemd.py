@@ -56,17 +56,14 @@ class Manager:
 
     def _attend(self, connection: socket.socket) -> None:
         data = b""
-        while not data.endswith(b"\r\n"):
+        while not data.endswith(b"BEGIN\r\n"):
             if not (piece := connection.recv(512)):
                 return
             data += piece
         assert data == dbus.greeting(os.geteuid())
         connection.sendall(self.greeting)
-        decoder, begun = dbus.Decoder(), False
+        decoder = dbus.Decoder()
         while data := connection.recv(65536):
-            if not begun:
-                assert data.startswith(dbus.BEGIN)
-                data, begun = data[len(dbus.BEGIN) :], True
             for message in decoder.feed(data):
                 self.calls.append(message.member)
                 answer = self.answers.pop(message.member, self._answer)

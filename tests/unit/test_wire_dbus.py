@@ -140,7 +140,7 @@ def test_types() -> None:
 
 
 def test_handshake() -> None:
-    assert dbus.greeting(1000) == b"\0AUTH EXTERNAL 31303030\r\n"
+    assert dbus.greeting(1000) == b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n"
     assert dbus.accepted(b"OK 1234deadbeef\r\n")
     assert not dbus.accepted(b"REJECTED EXTERNAL\r\n")
 

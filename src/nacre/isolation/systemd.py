@@ -91,7 +91,6 @@ class Bus:
             line += piece
         if not dbus.accepted(line):
             raise RemoteError(f"systemd: authentication was refused: {line.decode(errors='replace').strip()}")
-        self._socket.sendall(dbus.BEGIN)
 
     def call(self, destination: str, path: str, interface: str, member: str, signature: str = "", *body: Any) -> tuple[Any, ...]:
         """One method call; the values of the answer. Raises BusError, RemoteError."""

@@ -500,7 +500,8 @@ def _evacuate(directory: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(leaf, 0o755)
     for _ in range(10):
-        inside = (read(f"{directory}/cgroup.procs") or "").split()
+        # 0: a process outside of our PID namespace, which we cannot move (and 0 written there means ourselves)
+        inside = [pid for pid in (read(f"{directory}/cgroup.procs") or "").split() if pid != "0"]
         if not inside:
             return
         for pid in inside:

@@ -264,11 +264,12 @@ def _decode(data: bytes, start: int, order: str) -> Message:
 
 
 def greeting(uid: int) -> bytes:
-    """What a client sends first: a null byte and EXTERNAL, by which the peer asks the kernel who we are."""
-    return b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\n"
+    """What a client sends first: a null byte, EXTERNAL (the peer asks the kernel who we are), and the end of the handshake.
 
-
-BEGIN = b"BEGIN\r\n"
+    The end goes along before the answer is known, as systemd's own clients do it: systemd does not look at a message that comes in
+    one piece with it, until something else arrives.
+    """
+    return b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\nBEGIN\r\n"
 
 
 def accepted(line: bytes) -> bool:
