@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from nacre.isolation.oci_container import Cgroup
+    from nacre.isolation.oci_container import Group
     from nacre.isolation.oci_run import Outcome
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
@@ -91,7 +91,9 @@ class Runtime:
             self._warn(f"capability {word} is unknown or cannot be granted here, and is left out")
         group = oci_container.make_group(bundle, name, systemd=self._systemd)
         if group:
-            record["cgroup"] = group.directories
+            record["cgroup"] = oci_cgroup.note(group, bundle.cgroups_path, systemd=self._systemd)
+        if bundle.rdt:
+            wishes = wishes.replace(join=(oci_cgroup.join_class(bundle.rdt, name),))
         fifo = -1 if start else claim.make_fifo()
 
         def known(pid: int) -> None:
@@ -183,7 +185,7 @@ class Runtime:
         if claim.has_fifo():
             return CREATED
         group = self._group(record)
-        return PAUSED if group and oci_container.is_frozen(group) else RUNNING
+        return PAUSED if group and group.frozen() else RUNNING
 
     @staticmethod
     def _state(record: dict[str, Any], status: str) -> dict[str, Any]:
@@ -204,7 +206,7 @@ class Runtime:
         return Task(int(record["pid"]), int(record.get("start", 0)))
 
     @staticmethod
-    def _group(record: dict[str, Any]) -> Cgroup | None:
+    def _group(record: dict[str, Any]) -> Group | None:
         return oci_cgroup.recorded(str(record["id"]), record["cgroup"]) if record["cgroup"] else None
 
     @staticmethod
@@ -231,7 +233,7 @@ class Runtime:
             task.signal(number)
             if number == _SIGKILL and group and oci_container.shares_pids(task.pid):
                 oci_container.signal_all(group, number)  # no namespace ends the rest with it
-            if group and number == _SIGKILL and oci_container.is_frozen(group):
+            if group and number == _SIGKILL and group.frozen():
                 group.thaw()
 
     def exec(
@@ -281,7 +283,7 @@ class Runtime:
             group = self._group(record)
             if self._status(claim, record) in (STOPPED, CREATING) or group is None:
                 raise Conflict("cannot update a container that is not running")
-            oci_cgroup.update(group, resources)
+            group.update(resources)
 
     def pids(self, name: str) -> tuple[int, ...]:
         """The processes of a container. Raises NotFound."""
@@ -299,7 +301,7 @@ class Runtime:
             group = self._group(record)
             if self._status(claim, record) == STOPPED or group is None:
                 raise Conflict("container is not running")
-            return oci_container.stats(group)
+            return group.stats()
 
     def task(self, name: str) -> Task:
         """The first process. Raises NotFound."""
@@ -345,6 +347,7 @@ class Runtime:
         if group:
             group.kill(_KILL_WAIT)
             group.remove()
+        oci_cgroup.leave_class(str(record["id"]))
         if not task.wait_end(_KILL_WAIT):
             raise HostError(f"container {record['id']}: process {task.pid} does not end", hint=f"see: cat /proc/{task.pid}/stack")
         claim.remove()

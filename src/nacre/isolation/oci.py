@@ -43,6 +43,7 @@ CREATING, CREATED = 0, 1  # the answers to SYNC_CREATED: the container's state f
 NEW_LISTENER = 8
 _PROPAGATION = {"": 1 << 19, "shared": 1 << 20, "slave": 1 << 19, "private": 1 << 18, "unbindable": 1 << 17}
 _FILTER_FLAGS = {"LOG": 2, "SPEC_ALLOW": 4, "WAIT_KILLABLE_RECV": 32}  # TSYNC means threads that there are none of
+_CPUS = 8192  # the most that Linux is built for
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -275,8 +276,7 @@ def process_ops(process: Process, around: Surroundings, wait: Iterable[Op] = ())
         ops.append(op(Code.IOPRIO, process.io_priority))
     ops.append(op(Code.CWD, process.cwd))
     masks = capability_masks(process)
-    if masks:
-        ops.append(op(Code.BOUND, masks[0]))
+    ops.append(op(Code.BOUND, masks[0]))
     filtered = [op(Code.SECCOMP, around.filter, around.filter_flags)] if around.filter else []
     if process.no_new_privileges:
         ops.append(op(Code.NNP))
@@ -285,8 +285,7 @@ def process_ops(process: Process, around: Surroundings, wait: Iterable[Op] = ())
         ops += filtered
     groups = struct.pack(f"={len(process.groups)}I", *process.groups)
     ops.append(op(Code.IDENTITY, process.uid, process.gid, groups, int(around.rootless and not process.groups)))
-    if masks:
-        ops.append(op(Code.CAPS, masks[1], masks[3], masks[2], masks[4]))
+    ops.append(op(Code.CAPS, masks[1], masks[3], masks[2], masks[4]))
     ops.append(op(Code.UMASK, 0o022 if process.umask < 0 else process.umask))
     path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), _DEFAULT_PATH)
     ops.append(op(Code.LOOKUP, process.args[0], path))
@@ -298,13 +297,11 @@ def process_ops(process: Process, around: Surroundings, wait: Iterable[Op] = ())
     return ops
 
 
-def capability_masks(process: Process, unknown: list[str] | None = None) -> tuple[int, ...] | None:
-    """The five masks in the order of CAPABILITY_SETS, without what the host cannot give; None = keep all.
+def capability_masks(process: Process, unknown: list[str] | None = None) -> tuple[int, ...]:
+    """The five masks in the order of CAPABILITY_SETS, without what the host cannot give.
 
     unknown: gets the names that mean nothing, or that this host cannot grant, which the specification wants logged.
     """
-    if process.capabilities is None:
-        return None
     held = capabilities.held() if not _is_rootless() else capabilities.ALL
     masks = []
     for name in CAPABILITY_SETS:
@@ -339,7 +336,11 @@ def exec_plan(process: Process, around: Surroundings, own: int, flags: int) -> S
     own: CLONE_NEW* of the namespaces in which that one is not the runtime's; flags: those of them in which it may be joined as root
     of the host, before its user namespace.
     """
-    ops = [op(Code.WRITE, path, b"0", 0) for path in around.join]
+    initial, final = process.affinity
+    ops = [op(Code.AFFINITY, cpu_mask(initial))] if initial else []
+    ops += (op(Code.WRITE, path, b"0", 0) for path in around.join)
+    if final:
+        ops.append(op(Code.AFFINITY, cpu_mask(final)))
     outer = own & flags & ~(NEWNS | NEWUSER)
     if outer:
         ops.append(op(Code.NSFD, 0, outer))
@@ -362,6 +363,21 @@ def exec_plan(process: Process, around: Surroundings, own: int, flags: int) -> S
         ops.append(op(Code.KEYRING, around.keyring))
     ops += process_ops(process, around)
     return Spawn(ops=tuple(ops), rows=process.rows, columns=process.columns)
+
+
+def cpu_mask(text: str) -> bytes:
+    """The mask of sched_setaffinity(2) for a list such as ``0-2,7``. Raises InvalidArgument."""
+    total = 0
+    try:
+        for part in text.split(","):
+            low, _, high = part.partition("-")
+            first, last = int(low), int(high or low)
+            if not 0 <= first <= last < _CPUS:
+                raise ValueError
+            total |= (1 << last + 1) - (1 << first)
+    except ValueError:
+        raise InvalidArgument(f'process.execCPUAffinity: "{text}" is not a list of CPUs', hint="for example 0-2,7") from None
+    return total.to_bytes(_CPUS // 8, "little")
 
 
 def filter_flags(profile: dict[str, Any]) -> int:

@@ -1,71 +1,73 @@
-"""The control group of an OCI container: `linux.cgroupsPath` is a path below the mount of every controller (config-linux.md)."""
+"""The control group of an OCI container, as it is made and as it was recorded; and its class of Intel RDT (config-linux.md)."""
 
 from __future__ import annotations
 
 import os
 
-from nacre.errors import InvalidArgument, Unsupported
-from nacre.linux import cgroups
-from nacre.linux.cgroups import Cgroup
+from nacre.errors import HostError, InvalidArgument, Unsupported
+from nacre.isolation.groups import Group, group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nacre.model.bundle import Rdt
+
 _PARENT = "/nacre-oci"
+_RESCTRL = "/sys/fs/resctrl"
 
 
-def planned(path: str, name: str, resources: dict[str, Any], *, systemd: bool = False) -> Cgroup:
-    """The group at `path` ("" = one of our own, named after the container) for these resources. Touches nothing.
+class Recorded(Group):
+    """The group of a container that was made earlier, in the directories that were noted then."""
 
-    Raises InvalidArgument, Unsupported.
-    """
-    where = cgroups.layout()
-    if systemd:
+    def __init__(self, name: str, directories: dict[str, str], *, restrict: bool) -> None:
+        self._noted = directories
+        super().__init__("", name, restrict=restrict)
+
+    def _directories(self, path: str) -> dict[str, str]:
+        return self._noted
+
+
+def planned(path: str, name: str, *, systemd: bool) -> Group:
+    """The group at `linux.cgroupsPath`, "" = one named after the container. Touches nothing. Raises InvalidArgument."""
+    if not path and not systemd:
+        path = f"{_PARENT}/{name}"
+    return group(path, name, systemd=systemd, restrict=os.geteuid() == 0)
+
+
+def note(made: Group, path: str, *, systemd: bool) -> dict[str, Any]:
+    """What is recorded of a group."""
+    return {"path": path, "systemd": systemd, "directories": made.existing().directories}
+
+
+def recorded(name: str, noted: dict[str, Any]) -> Group:
+    """The group that `note` noted."""
+    restrict = os.geteuid() == 0
+    if noted["systemd"]:
+        return group(str(noted["path"]), name, systemd=True, restrict=restrict)
+    return Recorded(name, noted["directories"], restrict=restrict)
+
+
+def join_class(rdt: Rdt, name: str) -> str:
+    """Make (or find) a class of Intel RDT and set its schemata; the file that takes "0" to join it. Raises Unsupported, HostError."""
+    if not os.path.exists(f"{_RESCTRL}/schemata"):
         raise Unsupported(
-            "--systemd-cgroup: systemd does not manage the control groups of this host",
-            hint="use the cgroupfs manager (podman --cgroup-manager cgroupfs; containerd: SystemdCgroup = false)",
+            "linux.intelRdt: this host has no resource control (Intel RDT)",
+            hint=f"mount -t resctrl resctrl {_RESCTRL}, on a CPU that has it",
         )
-    if ".." in path.split("/"):
-        raise InvalidArgument(f'linux.cgroupsPath: "{path}" leads upwards')
-    relative = os.path.normpath("/" + path).replace("//", "/") if path else f"{_PARENT}/{name}"
-    if relative == "/":
-        raise InvalidArgument(f'linux.cgroupsPath: "{path}" is the root of the hierarchy')
-    directories = {controller: f"{point}{relative}" for controller, point in where.v1.items()}
-    # Beside v1 it would only count processes, and joining it costs 15 ms (the kernel waits for RCU).
-    if where.unified and (not where.v1 or where.unified in where.track or _needs_v2(where, resources)):
-        directories["unified"] = f"{where.unified}{relative}"
-    return Cgroup(name, where, directories)
+    directory = f"{_RESCTRL}/{rdt.clos_id or name}"
+    try:
+        if rdt.clos_id and not rdt.schemata and not os.path.isdir(directory):
+            raise InvalidArgument(f"linux.intelRdt.closID: there is no class {rdt.clos_id}", hint="give its schemata, or make it")
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/schemata", "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in rdt.schemata))
+    except OSError as error:
+        raise HostError(f"linux.intelRdt: {directory}: {os.strerror(error.errno or 0)}") from error
+    return f"{directory}/tasks"
 
 
-def _needs_v2(where: cgroups.Layout, resources: dict[str, Any]) -> bool:
-    """Is a limit wanted whose controller is there, of a host that has the others on v1?"""
-    limits = {key: value for key, value in resources.items() if key != "devices" and value}
-    if not limits or not where.v2:
-        return False
-    from nacre.linux import cgroups_limits
-
-    return "unified" in limits or bool(set(cgroups_limits.controllers(limits)) & set(where.v2) - set(where.v1))
-
-
-def recorded(name: str, directories: dict[str, str]) -> Cgroup:
-    """The group of a container as it was recorded; parts that are gone are left out."""
-    return cgroups.existing(Cgroup(name, cgroups.layout(), directories))
-
-
-def make(group: Cgroup, resources: dict[str, Any]) -> None:
-    """Make a planned group and set its limits. Raises as `nacre.linux.cgroups.build`."""
-    from nacre.linux import devices
-
-    rules = devices.rules_of(resources["devices"]) if resources.get("devices") else None
-    limits = {key: value for key, value in resources.items() if key != "devices"}
-    cgroups.build(group, limits, rules=rules, fresh=False)
-
-
-def update(group: Cgroup, resources: dict[str, Any]) -> None:
-    """Change limits, and devices when there are any in `resources`. Raises as `nacre.linux.cgroups.Cgroup.limit`."""
-    from nacre.linux import devices
-
-    group.limit({key: value for key, value in resources.items() if key != "devices"})
-    if resources.get("devices"):
-        group.restrict(devices.rules_of(resources["devices"]))
+def leave_class(name: str) -> None:
+    """Remove the class that was made for one container alone."""
+    if os.path.isdir(f"{_RESCTRL}/{name}/mon_data"):
+        os.rmdir(f"{_RESCTRL}/{name}")

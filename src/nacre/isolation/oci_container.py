@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nacre.linux.cgroups import Cgroup as Cgroup
+    from nacre.isolation.groups import Group as Group
 
 _NS_FILES = {
     NEWUSER: "user", NEWPID: "pid", NEWNET: "net", NEWIPC: "ipc", NEWUTS: "uts", NEWCGROUP: "cgroup", NEWTIME: "time", NEWNS: "mnt",
@@ -33,13 +33,18 @@ _JOIN_LAST = NEWNS | NEWUSER
 
 
 class Wishes(Value):
-    """How a container is to be started. fifo: descriptor of the FIFO that `start` writes to, -1 = start at once; keyring: its name."""
+    """How a container is to be started.
+
+    fifo: descriptor of the FIFO that `start` writes to, -1 = start at once; keyring: its name; passed: descriptors from 3 on that the
+    container gets; cache: directory for compiled filters; join: files beside those of the control group that take "0".
+    """
 
     fifo: int = -1
     no_pivot: bool = False
     keyring: str = ""
     passed: int = 0
     cache: str = ""
+    join: tuple[str, ...] = ()
 
 
 class Task:
@@ -134,7 +139,7 @@ def rootfs(bundle: Bundle, directory: str) -> str:
 def create(
     bundle: Bundle,
     directory: str,
-    group: Cgroup | None,
+    group: Group | None,
     wishes: Wishes,
     *,
     on_pid: Callable[[int], None],
@@ -159,7 +164,7 @@ def create(
         around = oci.Surroundings(
             directory=directory,
             rootfs=rootfs(bundle, directory),
-            join=group.procs_paths() if group else (),
+            join=(*(group.join if group else ()), *wishes.join),
             cgroup=group.directories if group else {},
             wait=wishes.fifo >= 0,
             rootless=os.geteuid() != 0,
@@ -184,7 +189,7 @@ def create(
             os.close(fd)
 
 
-def enter(task: Task, bundle: Bundle, process: Process, group: Cgroup | None, wishes: Wishes) -> Outcome:
+def enter(task: Task, bundle: Bundle, process: Process, group: Group | None, wishes: Wishes) -> Outcome:
     """Start one more process in a running container. Raises as `oci_run.carry_out`, NotFound when the container has ended."""
     pidfd = task.open()
     try:
@@ -195,7 +200,7 @@ def enter(task: Task, bundle: Bundle, process: Process, group: Cgroup | None, wi
         around = oci.Surroundings(
             directory="/",
             rootfs=f"/proc/{task.pid}/root",
-            join=group.procs_paths(task.pid) if group else (),
+            join=group.join_of(task.pid) if group else (),
             rootless=os.geteuid() != 0,
             keyring=wishes.keyring,
             filter=filters,
@@ -289,16 +294,14 @@ def send_descriptor(path: str, message: bytes, fd: int) -> None:
         connection.close()
 
 
-def make_group(bundle: Bundle, name: str, *, systemd: bool) -> Cgroup | None:
+def make_group(bundle: Bundle, name: str, *, systemd: bool) -> Group | None:
     """The container's control group, made and limited; None when an ordinary user may not make one and did not ask for limits."""
-    group = oci_cgroup.planned(bundle.cgroups_path, name, bundle.resources, systemd=systemd)
-    if group.layout.kind == "none" and not bundle.resources:
-        return None
+    group = oci_cgroup.planned(bundle.cgroups_path, name, systemd=systemd)
     try:
-        oci_cgroup.make(group, bundle.resources)
+        group.create(bundle.resources)
     except (HostError, Conflict):
         limited = {key: value for key, value in bundle.resources.items() if key != "devices" and value}
-        if os.geteuid() != 0 and not limited:
+        if (os.geteuid() != 0 or group.where.kind == "none") and not limited:
             return None
         raise
     return group
@@ -326,12 +329,7 @@ def offer_listener(profile: dict[str, Any], outcome: Outcome, state: dict[str, A
         os.close(outcome.listener)
 
 
-def is_frozen(group: Cgroup) -> bool:
-    """Are the processes of a group stopped?"""
-    return ("freezer" in group.v1 or bool(group.unified)) and group.frozen()
-
-
-def signal_all(group: Cgroup, number: int) -> None:
+def signal_all(group: Group, number: int) -> None:
     """A signal to every process of a group."""
     for pid in group.pids():
         try:
@@ -346,10 +344,3 @@ def shares_pids(pid: int) -> bool:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return False
-
-
-def stats(group: Cgroup) -> dict[str, Any]:
-    """Numbers of a group in the words of runc's events."""
-    from nacre.linux import cgroups_stats
-
-    return cgroups_stats.raw(group)

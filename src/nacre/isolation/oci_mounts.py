@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from nacre.errors import InvalidArgument
+from nacre.errors import InvalidArgument, Unsupported
 from nacre.linux import cgroups
 from nacre.model.bundle import Bundle, IdMap, Mount, Node
 from nacre.model.plan import MS_RDONLY, MS_REMOUNT, NEWCGROUP, Code, Op, op
@@ -45,6 +45,7 @@ OPTIONS = tuple(
 )
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 _LINKS = (("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr"))
+_UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup", "cgroup2")  # the kernel labels these itself
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
@@ -125,7 +126,10 @@ class Mounts:
         self._late: list[Op] = []
 
     def collect(self) -> None:
-        """Fill both lists. Raises InvalidArgument."""
+        """Fill both lists. Raises InvalidArgument, Unsupported."""
+        label = self._bundle.mount_label
+        if label and not os.path.exists("/sys/fs/selinux/enforce"):
+            raise Unsupported(f"linux.mountLabel: {label}: SELinux is not enabled on this host")
         own_dev = True
         for place, mount in enumerate(self._bundle.mounts):
             chosen = options(mount)
@@ -198,7 +202,10 @@ class Mounts:
         if copied:
             self.ops.append(op(Code.TREE, self._scratch, target, 0))
         source = os.path.join(self._directory, mount.source) if mount.source.startswith("./") else mount.source or mount.kind
-        self.ops.append(op(Code.MOUNT, source, target, mount.kind, flags & ~MS_RDONLY if copied else flags, chosen.data))
+        data = chosen.data
+        if self._bundle.mount_label and mount.kind not in _UNLABELLED:
+            data = ",".join(part for part in (data, f'context="{self._bundle.mount_label}"') if part)
+        self.ops.append(op(Code.MOUNT, source, target, mount.kind, flags & ~MS_RDONLY if copied else flags, data))
         if copied:
             self.ops.append(op(Code.COPYUP, self._scratch, target))
             if flags & MS_RDONLY:

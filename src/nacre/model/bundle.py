@@ -93,7 +93,7 @@ class Scheduler(Value):
 
 
 class Process(Value):
-    """What runs. capabilities: names by set (`CAPABILITY_SETS`), None = keep all; rlimits: (number, soft, hard); umask -1 = 022."""
+    """What runs. capabilities: names by set (`CAPABILITY_SETS`); rlimits: (number, soft, hard); umask -1 = 022."""
 
     args: tuple[str, ...]
     cwd: str = "/"
@@ -105,7 +105,7 @@ class Process(Value):
     gid: int = 0
     groups: tuple[int, ...] = ()
     umask: int = -1
-    capabilities: dict[str, tuple[str, ...]] | None = None
+    capabilities: dict[str, tuple[str, ...]] = {}
     rlimits: tuple[tuple[int, int, int], ...] = ()
     no_new_privileges: bool = False
     apparmor: str = ""

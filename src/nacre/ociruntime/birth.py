@@ -167,7 +167,7 @@ def _process(bundle: Bundle, flags: Flags, arguments: list[str]) -> Process:
     if flags.given("no-new-privs"):
         process = process.replace(no_new_privileges=flags.on("no-new-privs"))
     if flags.texts("cap"):
-        held = process.capabilities or {}
+        held = process.capabilities
         added = tuple(flags.texts("cap"))
         process = process.replace(
             capabilities={name: (*held.get(name, ()), *(() if name == "ambient" else added)) for name in CAPABILITY_SETS}

@@ -369,9 +369,7 @@ def process(item: Fields) -> Process:
     )
 
 
-def _capabilities(item: Fields) -> dict[str, tuple[str, ...]] | None:
-    if not item.has("capabilities"):
-        return None
+def _capabilities(item: Fields) -> dict[str, tuple[str, ...]]:
     sets = item.child("capabilities")
     return {name: sets.texts(name) for name in CAPABILITY_SETS}
 
