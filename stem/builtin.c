@@ -6,6 +6,7 @@
 #include <linux/openat2.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -26,6 +27,28 @@ static int run_pause(void)
 			return 0;
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
+	}
+}
+
+/* The init of a container (operation INIT): hands every signal on to the one child that it was started for, reaps whatever ends, and
+ * ends as that child does. Its signals are blocked already. */
+_Noreturn void init_main(pid_t child)
+{
+	sigset_t all;
+	siginfo_t info;
+	pid_t pid;
+	int status;
+	prctl(PR_SET_NAME, INIT_NAME, 0, 0, 0);
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	for (;;) {
+		while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+			if (pid == child)
+				_exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+		if (pid < 0 && errno == ECHILD)
+			_exit(127);
+		if (sigwaitinfo(&all, &info) > 0 && info.si_signo != SIGCHLD && info.si_signo != SIGTTIN && info.si_signo != SIGTTOU)
+			kill(child, info.si_signo);
 	}
 }
 

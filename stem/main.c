@@ -351,6 +351,8 @@ int main(int argc, char **argv)
 	/* Queues come and go; their memory goes back to the kernel. */
 	mallopt(M_MMAP_THRESHOLD, 64 << 10);
 	mallopt(M_TRIM_THRESHOLD, 64 << 10);
+	if (argc == 2 && !strcmp(argv[0], INIT_NAME))
+		init_main((pid_t)atoi(argv[1]));
 	if (argc >= 3 && (!strcmp(argv[1], "host") || !strcmp(argv[1], "relay"))) {
 		if (argc > 3 && (argc == 4 || strcmp(argv[3], "--")))
 			return usage();

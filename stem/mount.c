@@ -288,6 +288,12 @@ int op_userns(struct child *c, struct op *op)
 {
 	int fds[2];
 	int32_t dir;
+	if (op->args[0].s[0] == '/') { /* one that exists */
+		autoclose int ns = open(op->args[0].s, O_RDONLY | O_CLOEXEC);
+		close_fd(&c->userns);
+		c->userns = ns < 0 ? -1 : fcntl(ns, F_DUPFD_CLOEXEC, PLACED_MAX + 1);
+		return c->userns < 0 ? -errno : 0;
+	}
 	if (pipe2(fds, O_CLOEXEC) < 0)
 		return -errno;
 	autoclose int reading = fds[0], writing = fds[1];

@@ -422,6 +422,44 @@ static int op_channel(struct child *c, struct op *op)
 
 /* ---- the last operation ---- */
 
+static int op_init(struct child *c, struct op *op)
+{
+	c->init = op->args[0].i + 1;
+	return kept_fd(c, op->args[0].i) < 0 ? -EBADF : 0;
+}
+
+/* What stays behind as the init of what EXEC starts: stem's own program, from a mount that nobody can write to. */
+static _Noreturn void become_init(struct child *c, pid_t child, char **env)
+{
+	char number[16], *argv[] = { (char *)INIT_NAME, number, NULL };
+	snprintf(number, sizeof number, "%d", child);
+	syscall(SYS_close_range, PLACED_MIN, PLACED_MAX, 0);
+	syscall(SYS_execveat, kept_fd(c, c->init - 1), "", argv, env, AT_EMPTY_PATH);
+	kill(child, SIGKILL);
+	_exit(127);
+}
+
+/* Signals wait until the new init takes them. The child leads a process group of its own, in front of the terminal if there is one. */
+static int split_off_init(struct child *c, char **env)
+{
+	sigset_t all, none;
+	sigfillset(&all);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	if (getpid() != 1 && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		return -errno;
+	int rc = arm_death(c);
+	pid_t pid = rc < 0 ? -1 : fork(); /* not clone3, which the filter that is in force by now may refuse */
+	if (pid < 0)
+		return rc < 0 ? rc : -errno;
+	if (pid > 0)
+		become_init(c, pid, env);
+	setpgid(0, 0);
+	tcsetpgrp(0, getpid());
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	return 0;
+}
+
 int ready_to_exec(struct child *c)
 {
 	if (!c->umask_set)
@@ -511,7 +549,9 @@ static int op_exec(struct child *c, struct op *op)
 		env[used++] = op->args[1 + argc + i].s;
 	if (c->home && !lookup(env, "HOME") && asprintf(&env[used], "HOME=%s", c->home) < 0)
 		return -ENOMEM;
-	int rc = c->ready ? 0 : ready_to_exec(c);
+	int rc = c->init ? split_off_init(c, env) : 0;
+	if (!rc && !c->ready)
+		rc = ready_to_exec(c);
 	if (rc < 0)
 		return rc;
 	if (!*argv[0])
@@ -540,6 +580,7 @@ static int (*const table[OP_END])(struct child *, struct op *) = {
 	[OP_IDMAP] = op_idmap, [OP_ENTER] = op_enter, [OP_DEATH] = op_death, [OP_OPEN] = op_open, [OP_TAP] = op_tap,
 	[OP_LISTEN] = op_listen, [OP_CHANNEL] = op_channel, [OP_UMASK] = op_umask, [OP_SETUID] = op_setuid, [OP_CHOWN] = op_chown,
 	[OP_TIME] = op_time, [OP_EXEC] = op_exec, [OP_BUILTIN] = op_builtin, [OP_IDENTITY] = op_identity,
+	[OP_INIT] = op_init,
 };
 
 static _Noreturn void plan_failed(struct child *c, const struct op *op, int error)

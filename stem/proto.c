@@ -133,6 +133,7 @@ static const struct op_kind kinds[OP_END] = {
 	[OP_KEYRING] = { "KEYRING", "s", "join session keyring $0" },
 	[OP_DUMPABLE] = { "DUMPABLE", "i", "set dumpable to $0" },
 	[OP_AFFINITY] = { "AFFINITY", "b", "set CPU affinity" },
+	[OP_INIT] = { "INIT", "i", "leave an init behind" },
 };
 
 const struct op_kind *op_kind(uint16_t code)

@@ -44,7 +44,7 @@ static int keep_fd(struct child *c, uint64_t number, int fd)
 	return c->kept[number] < 0 ? -errno : 0;
 }
 
-static int kept_fd(const struct child *c, uint64_t number)
+int kept_fd(const struct child *c, uint64_t number)
 {
 	return number < c->kept_count && c->kept[number] >= 0 ? c->kept[number] : -EBADF;
 }

@@ -80,7 +80,7 @@ enum op_code {
 	OP_NNP, OP_SECCOMP, OP_MASK, OP_READONLY, OP_TTY, OP_USERNS, OP_IDMAP, OP_ENTER, OP_DEATH, OP_OPEN, OP_TAP, OP_LISTEN,
 	OP_CHANNEL, OP_UMASK, OP_SETUID, OP_CHOWN, OP_TIME, OP_EXEC, OP_BUILTIN, OP_SYNC, OP_HOOK, OP_START, OP_NSFD, OP_TREE, OP_PICK,
 	OP_ATTR, OP_ATTACH, OP_COPYUP, OP_IDENTITY, OP_CWD, OP_LOOKUP, OP_READY, OP_MOVE, OP_DOMAIN, OP_PERSONALITY, OP_SCHED, OP_IOPRIO,
-	OP_KEYRING, OP_DUMPABLE, OP_AFFINITY, OP_END,
+	OP_KEYRING, OP_DUMPABLE, OP_AFFINITY, OP_INIT, OP_END,
 };
 
 struct frame {
@@ -338,6 +338,7 @@ struct child {
 	const char *detail; /* replaces strerror in the text of a failure */
 	int *kept;    /* numbered descriptors: of the command line, and what TREE and PICK have opened */
 	uint32_t kept_count;
+	uint64_t init; /* number of stem's own program among them, plus 1; 0 = EXEC leaves no init behind */
 	char *answer; /* to the last SYNC: texts, one after the other, each with its NUL */
 	size_t answer_size;
 	char *program; /* what LOOKUP has found */
@@ -394,6 +395,9 @@ int run_main(int argc, char **argv);
 extern int (*const run_table[OP_END])(struct child *, struct op *);
 int listener_handed_over(struct child *c, int fd);
 int find_program(struct child *c, const char *name, const char *path, char **found);
+#define INIT_NAME "nacre-init"
+int kept_fd(const struct child *c, uint64_t number);
+_Noreturn void init_main(pid_t child);
 _Noreturn void builtin_run(int count, struct arg *argv);
 int tar_get(const char *path);
 int tar_put(const char *path);

@@ -77,6 +77,7 @@ OPS: tuple[tuple[Op, str], ...] = (
     (op(Code.KEYRING, "k"), "join session keyring k"),
     (op(Code.DUMPABLE, 1), "set dumpable to 1"),
     (op(Code.AFFINITY, b"\x03\x00\x00\x00\x00\x00\x00\x00"), "set CPU affinity"),
+    (op(Code.INIT, 0), "leave an init behind"),
 )
 EXEC = op(Code.EXEC, 1, "x")
 

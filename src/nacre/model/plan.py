@@ -80,6 +80,7 @@ class Code(enum.IntEnum):
     KEYRING = 62
     DUMPABLE = 63
     AFFINITY = 64
+    INIT = 65
 
 
 # Clone and mount flags of the kernel's user interface (linux/sched.h, linux/mount.h): a plan is a value, so its words live here.
@@ -87,6 +88,7 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_SYNCHRONOUS, MS_MANDLOCK, MS_DIRSYNC, MS_NODIRATIME = 16, 64, 128, 2048
 MS_REMOUNT, MS_NOATIME, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = (
     32, 1024, 4096, 16384, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24,
 )  # fmt: skip

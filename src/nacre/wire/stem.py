@@ -229,7 +229,7 @@ ARGUMENTS: dict[Code, str] = {
     Code.EXEC: "i*", Code.BUILTIN: "i*", Code.SYNC: "i", Code.HOOK: "iii*", Code.START: "i", Code.NSFD: "ii", Code.TREE: "isi",
     Code.PICK: "is", Code.ATTR: "iiiii", Code.ATTACH: "is", Code.COPYUP: "is", Code.IDENTITY: "iibi", Code.CWD: "s", Code.LOOKUP: "ss",
     Code.READY: "", Code.MOVE: "", Code.DOMAIN: "s", Code.PERSONALITY: "i", Code.SCHED: "iiiiiii", Code.IOPRIO: "i", Code.KEYRING: "s",
-    Code.DUMPABLE: "i", Code.AFFINITY: "b",
+    Code.DUMPABLE: "i", Code.AFFINITY: "b", Code.INIT: "i",
 }  # fmt: skip
 
 
