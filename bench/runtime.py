@@ -43,6 +43,19 @@ def _blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / digest.replace(":", "/")
 
 
+def usable(programs: dict[str, str], directory: Path, absent: list[str]) -> dict[str, str]:
+    """Those that run the bundle on this host; of the others the reason goes to `absent`."""
+    found = {}
+    for name, program in programs.items():
+        command = [program, "--root", str(directory / f"state-{name}"), "run", "--bundle", str(directory), "bench-probe"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            absent.append(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit {done.returncode}'}")
+        else:
+            found[name] = program
+    return found
+
+
 def run_of_each(programs: dict[str, str], directory: Path, rounds: int) -> dict[str, Sample]:
     """Wall time in ms of `run` of a ready bundle."""
     number = itertools.count()

@@ -134,7 +134,7 @@ class Bench:
         """`nacre-oci run` of `true` from a ready bundle, against the runtimes of the distribution."""
         programs = runtime.runtimes(NACRE_OCI)
         directory = runtime.bundle(self.images["busybox"], self.scratch / "bundle", programs["runc"])
-        taken = runtime.run_of_each(programs, directory, self.rounds(40))
+        taken = runtime.run_of_each(runtime.usable(programs, directory, self.absent), directory, self.rounds(40))
         what = "`nacre-oci run` of `true`, bundle ready"
         limits = {"runc": ("1.0x", 1.0)}
         return [
@@ -146,7 +146,9 @@ class Bench:
         [podman] = [peer for peer in self.peers if peer.name == "podman"]
         reference = f"{self.registry.address}/library/{IMAGE}"
         contenders: dict[str, Runner] = {}
-        for name, program in runtime.runtimes(NACRE_OCI).items():
+        programs = runtime.runtimes(NACRE_OCI)
+        directory = runtime.bundle(self.images["busybox"], self.scratch / "podman-bundle", programs["runc"])
+        for name, program in runtime.usable(programs, directory, self.absent).items():
             command = [*podman.command[: podman.command.index("--runtime")], "--runtime", program, "--cgroup-manager", "cgroupfs"]
             limits = neighbours.present_limits()
             contenders[name] = wall([*command, "--events-backend", "file", "run", "--rm", "--network", "none", *limits, reference, "true"])
