@@ -75,10 +75,12 @@ def controllers(limits: Mapping[str, Any]) -> tuple[str, ...]:
 
 def lacking(limits: Mapping[str, Any], where: Layout) -> None:
     """Raises Unsupported when a controller that these limits need cannot be had in this layout."""
-    if limits.get("unified") and (where.kind in ("v1", "none") or (where.v1 and not where.v2)):
-        raise _no_unified(next(iter(limits["unified"])), where)
+    for file in _section(limits, "unified"):
+        controller = file.partition(".")[0]
+        if not where.unified or (where.v1 and controller not in where.v2):
+            raise _no_unified(file, where)
     for name in controllers(limits):
-        if not where.has(name) and name != "cgroup":
+        if not where.has(name):
             raise _lacking(Cgroup("", where, {}), name, f"limits of {_TITLES.get(name, name)}")
 
 
