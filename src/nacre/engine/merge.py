@@ -78,15 +78,15 @@ def validate(spec: ContainerSpec) -> list[str]:
         seen.add(target)
         if not target.startswith("/") or target == "/":
             raise InvalidArgument(f"invalid mount target {mount.target!r}: it must be an absolute path below /")
-    if spec.network in ("host", "none") and spec.ports:
-        found.append(f"published ports are discarded when using the {spec.network} network")
-    return found
-
     found = []
     if spec.resources.oom_kill_disable:
         from nacre.isolation import limits
 
         found += limits.warnings(spec.resources)
+    if spec.network in ("host", "none") and spec.ports:
+        found.append(f"published ports are discarded when using the {spec.network} network")
+    return found
+
 
 def image_volumes(spec: ContainerSpec, config: ImageConfig) -> tuple[MountSpec, ...]:
     """The caller's mounts and an anonymous volume for every VOLUME of the image that none of them covers."""
