@@ -73,9 +73,12 @@ def append(accelerator: str, transport: str, tsc_khz: int, cpus: int) -> str:
     words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1"]
     # A monolithic kernel would show every container a dummy interface and a tunnel.
     words += ["dummy.numdummies=0", "fb_tunnels=none"]
+    # Who joins a cgroup or gives up a namespace waits for RCU: three ticks, or almost nothing when it is asked to hurry.
+    words.append("rcupdate.rcu_expedited=1")
     if accelerator == "tcg":
-        # Each of these leaves out something that is slow when it is emulated: calibrations, patching of instructions.
-        words += ["no_timer_check", "noreplace-smp"]
+        # Each of these leaves out something that is slow when it is emulated: calibrations, patching of instructions, and what
+        # hardens real processors against speculation (of it nothing survives translation).
+        words += ["no_timer_check", "noreplace-smp", "mitigations=off"]
         if cpus == 1 and transport == "cmdline":
             # The older timer serves one processor as well. Described by ACPI, this machine does not have it.
             words.append("noapictimer")
