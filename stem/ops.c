@@ -356,6 +356,21 @@ static int op_time(struct child *c, struct op *op)
 
 /* ---- descriptors ---- */
 
+/* What the terminal is bound over. Not through a link of the image: what it means is decided later (masks, read-only paths). */
+static int console_target(const struct child *c, const char *path)
+{
+	struct stat st;
+	autofree char *last = NULL;
+	autoclose int dir = path_parent(c, path, &last);
+	if (dir < 0)
+		return dir;
+	autoclose int made = openat(dir, last, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600);
+	autoclose int fd = made < 0 && errno != EEXIST ? -1 : openat(dir, last, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	return S_ISLNK(st.st_mode) || S_ISDIR(st.st_mode) ? -ELOOP : take_fd(&fd);
+}
+
 static int op_tty(struct child *c, struct op *op)
 {
 	struct winsize size = { .ws_row = c->rows ? c->rows : 24, .ws_col = c->columns ? c->columns : 80 };
@@ -369,7 +384,7 @@ static int op_tty(struct child *c, struct op *op)
 	if (slave < 0 || ioctl(master, TIOCSWINSZ, &size) < 0 || ioctl(slave, TIOCSCTTY, 0) < 0)
 		return -errno;
 	if (*op->args[1].s) {
-		autoclose int console = path_make(c, op->args[1].s, false, 0600);
+		autoclose int console = console_target(c, op->args[1].s);
 		int rc = console < 0 ? console : bind_fd(slave, console);
 		if (rc < 0)
 			return rc;

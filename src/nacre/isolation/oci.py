@@ -370,8 +370,8 @@ def cpu_mask(text: str) -> bytes:
     total = 0
     try:
         for part in text.split(","):
-            low, _, high = part.partition("-")
-            first, last = int(low), int(high or low)
+            low, dash, high = part.partition("-")
+            first, last = int(low), int(high if dash else low)
             if not 0 <= first <= last < _CPUS:
                 raise ValueError
             total |= (1 << last + 1) - (1 << first)
