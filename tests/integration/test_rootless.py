@@ -149,7 +149,7 @@ def names(user: User) -> str:
 # ---- without any set-up
 
 
-def test_without_ids_everything_says_what_to_do(prefix: Path, lab: Lab) -> None:
+def test_without_ids_everything_says_what_to_do(prefix: Path, lab: Lab, eventually: Callable[..., Any]) -> None:
     nobody = User(prefix, f"nb{os.getpid()}")
     try:
         for kind in ("uid", "gid"):
@@ -163,7 +163,7 @@ def test_without_ids_everything_says_what_to_do(prefix: Path, lab: Lab) -> None:
         refused = nobody("run", "--rm", "box", "true", code=125).stderr
         assert f"user {nobody.name} has no subordinate uids" in refused
         assert "usermod --add-subuids" in refused
-        assert nobody.processes() == []
+        eventually(lambda: not nobody.processes())
     finally:
         nobody.remove()
 

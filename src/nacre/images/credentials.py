@@ -19,6 +19,7 @@ from typing import Any
 
 from nacre.errors import HostError, InvalidArgument, Unauthorized
 from nacre.images.config import is_docker_hub, user_directory
+from nacre.linux import userns
 from nacre.linux.run import find_program, run, search_path
 from nacre.model.value import Value
 
@@ -61,7 +62,7 @@ def _files(environ: Mapping[str, str]) -> list[str]:
     runtime = environ.get("XDG_RUNTIME_DIR")
     home = environ.get("HOME") or os.path.expanduser("~")
     paths = [
-        f"{runtime}/containers/auth.json" if runtime else f"/run/containers/{os.getuid()}/auth.json",
+        f"{runtime}/containers/auth.json" if runtime else f"/run/containers/{userns.outer_uid()}/auth.json",
         f"{user_directory(environ)}/auth.json",
         f"{environ.get('DOCKER_CONFIG') or os.path.join(home, '.docker')}/config.json",
     ]

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 from nacre.errors import BadContent, CommandNotExecutable, CommandNotFound, ExecError, NotFound, SandboxError, SandboxGone
 from nacre.linux.process import signal_number
-from nacre.model.plan import Code, Spawn
+from nacre.model.plan import Code, Op, Spawn
 from nacre.model.value import Value
 from nacre.wire import stem as wire
 
-ENOENT, EACCES, ENOEXEC, ESRCH, ESHUTDOWN = 2, 13, 8, 3, 108
+EPERM, ENOENT, EACCES, ENOEXEC, ESRCH, ESHUTDOWN = 1, 2, 13, 8, 3, 108
 CHUNK = 256 * 1024
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -314,7 +314,19 @@ def _plan_error(refused: wire.Refused, spawn: Spawn) -> Exception:
         return NotFound(f"unable to find {what}: no matching entries in {where} file", details=details)
     if failed.code == Code.CHDIR and refused.errno == ENOENT:
         return CommandNotFound(f'chdir to working directory "{failed.args[0]!s}" failed: no such file or directory', details=details)
-    return SandboxError(f"could not set up the container: {refused.text}", stage="plan", details=details)
+    return SandboxError(
+        f"could not set up the container: {refused.text}", stage="plan", details=details, hint=_way_out(failed, refused.errno)
+    )
+
+
+def _way_out(failed: Op, errno: int) -> str:
+    """Where the kernel says no more than "not permitted" (mount_namespaces(7), "Restrictions on mount namespaces")."""
+    if failed.code == Code.MOUNT and failed.args[2] in ("proc", "sysfs") and errno == EPERM:
+        return (
+            f"a part of this session's own {failed.args[2]} is hidden, as in containers: start the outer one with everything visible "
+            "(docker: --security-opt systempaths=unconfined, podman: --security-opt unmask=ALL)"
+        )
+    return ""
 
 
 __all__ = ["Channel", "Exit", "decode_exit", "read_exit_record", "signal_number"]

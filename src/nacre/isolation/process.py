@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from nacre.errors import HostError, SandboxError, Unsupported
+from nacre.errors import Denied, HostError, SandboxError, Unsupported
 from nacre.isolation import Adjustable, Driver, Pausable
 from nacre.isolation.channel import Channel
 from nacre.isolation.plan import Place
@@ -75,6 +75,8 @@ class Process(Driver, Adjustable, Pausable):
 
     def start(self, sandbox: Sandbox, *, keep: Sequence[int], exit_command: Sequence[str], custody: bool) -> Channel:
         """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
+        if not is_host_root():
+            _check_user(sandbox.spec)
         make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
         launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
@@ -143,6 +145,19 @@ def is_host_root() -> bool:
     from nacre.linux import userns
 
     return userns.is_initial()
+
+
+def _check_user(spec: ContainerSpec) -> None:
+    """Refuse what only the host's root can give. Raises Unsupported, Denied."""
+    if spec.userns == "private":
+        raise Unsupported(
+            "--userns private: a user has no further 65536 ids to give to a container",
+            hint="leave it out: the containers of an ordinary user are in its user namespace, and root there is nobody else on the host",
+        )
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        least = int(file.read())
+    if spec.oom_score_adj and spec.oom_score_adj < least:
+        raise Denied(f"--oom-score-adj {spec.oom_score_adj}: an ordinary user may not go below its own {least}", hint="leave it out")
 
 
 def manageable(directory: str = "") -> cgroups.Layout:
@@ -262,9 +277,14 @@ def cgroup_mounts(layout: cgroups.Layout) -> tuple[tuple[str, str, str, str], ..
     return (*mounts, ("cgroup", "cgroup2", "unified", "")) if layout.unified else tuple(mounts)
 
 
-def cgroup_kind() -> str:
-    """The cgroup layout of this host in one word: v2, v1, hybrid or none."""
-    return cgroups.layout().kind
+def cgroup_information() -> dict[str, Any]:
+    """What `info` tells of control groups: who makes them, their layout in one word (v2, v1, hybrid or none), and the limits they can keep."""
+    from nacre.isolation.groups import is_slice
+    from nacre.isolation.limits import supported
+
+    where = manageable()
+    systemd = is_slice(os.environ.get("NACRE_CGROUP_PARENT", ""))
+    return {"CgroupDriver": "systemd" if systemd else "cgroupfs", "CgroupLayout": where.kind, "Limits": supported(where)}
 
 
 def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:

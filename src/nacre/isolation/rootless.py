@@ -20,6 +20,7 @@ from nacre.model.plan import Spawn
 from nacre.store.lock import Lock, is_locked
 
 HOME = "home"
+_LAST_RUN = "run-directory"
 _PATIENCE = 30.0
 # Longest path of a run directory with which the sockets of sandboxes still fit (unix(7): 107 characters).
 _LONGEST = 22
@@ -46,6 +47,7 @@ def enter(root: str | None = None, run: str | None = None) -> tuple[str | None, 
                     uids, gids = maps()
                     userns.make(uids, gids)
                 _start_home(home)
+                _note(root, run)
     with contextlib.suppress(OSError):
         os.chdir(here)
     return root, run
@@ -57,7 +59,7 @@ def directories(root: str | None = None, run: str | None = None) -> tuple[str, s
     """
     chosen = root or os.environ.get("NACRE_ROOT")
     data = chosen or f"{os.environ.get('XDG_DATA_HOME') or f'{_home_directory()}/.local/share'}/nacre"
-    running = run or os.environ.get("NACRE_RUN") or (f"{data}/run" if root else _default_run())
+    running = run or os.environ.get("NACRE_RUN") or (f"{data}/run" if root else _living(data) or _default_run())
     return os.path.abspath(data), os.path.abspath(running)
 
 
@@ -163,6 +165,27 @@ def _start_home(directory: str) -> None:
         launch("host", directory, keep=(lock.fd,))
     finally:
         lock.release()
+
+
+def _living(data: str) -> str:
+    """The run-time directory that this engine used last, if anything lives there: another session may have another default."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"{data}/{_LAST_RUN}")
+        if _is_private(path) and any(is_locked(f"{directory}/lock") for directory in (f"{path}/{HOME}", *_sandboxes(path))):
+            return path
+    return ""
+
+
+def _note(data: str, run: str) -> None:
+    """Write down which run-time directory is in use."""
+    path = f"{data}/{_LAST_RUN}"
+    with contextlib.suppress(OSError):  # a disk that refuses this will be complained about by who needs it
+        os.makedirs(data, 0o711, exist_ok=True)
+        if os.path.islink(path) and os.readlink(path) == run:
+            return
+        temporary = f"{path}.{os.getpid()}"
+        os.symlink(run, temporary)
+        os.rename(temporary, path)
 
 
 def _working_directory() -> str:

@@ -89,6 +89,16 @@ def is_initial(text: str | None = None) -> bool:
     return text.split() == ["0", "0", str(_ALL)]
 
 
+def outer_uid() -> int:
+    """The uid of this process's user on the host: root of a user namespace is somebody there."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/uid_map", encoding="ascii") as file:
+        for line in file:
+            inside, outside, count = map(int, line.split())
+            if inside <= os.getuid() < inside + count:
+                return outside + os.getuid() - inside
+    return os.getuid()
+
+
 def mapped_ids() -> int:
     """How many ids, from 0 on without a gap, this user namespace has for both users and groups."""
     counts = []
