@@ -158,3 +158,21 @@ def test_changes_that_are_refused(layout: Layout, before: dict[str, Any], change
 def test_what_is_unwise_is_told() -> None:
     assert limits.warnings(Resources(memory=64 * MIB, oom_kill_disable=True)) == []
     assert "OOM killer is disabled" in limits.warnings(Resources(oom_kill_disable=True))[0]
+
+
+def test_what_a_host_supports(host: Path) -> None:
+    found = limits.supported(v2(host, "cpu memory"))
+    assert {flag for flag, there in found.items() if there} == {
+        "memory", "memory-swap", "memory-reservation", "cpu-shares", "cpus", "cgroup-conf",
+    }  # fmt: skip
+
+
+def test_what_an_old_host_supports(host: Path) -> None:
+    where = detect(host, MOUNTS_V1)
+    for path in ("memory/memory.memsw.limit_in_bytes", "memory/memory.swappiness", "cpu,cpuacct/any/cpu.cfs_quota_us"):
+        (host / "sys/fs/cgroup" / path).parent.mkdir(exist_ok=True)
+        (host / "sys/fs/cgroup" / path).write_text("")
+    found = limits.supported(where)
+    assert {flag for flag, there in found.items() if there} == {
+        "memory", "memory-swap", "memory-swappiness", "cpu-shares", "cpus", "pids-limit",
+    }  # fmt: skip

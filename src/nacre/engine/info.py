@@ -6,7 +6,7 @@ import os
 
 from nacre.engine.core import Core
 from nacre.errors import NacreError
-from nacre.isolation.process import cgroup_kind, is_host_root
+from nacre.isolation.process import cgroup_kind, is_host_root, supported_limits
 from nacre.model.container import Level, State
 from nacre.version import VERSION
 
@@ -57,8 +57,23 @@ def info(core: Core, states: Iterable[State], images: int) -> dict[str, Any]:
 
 
 def _cgroups() -> dict[str, Any]:
-    kind = cgroup_kind()
-    return {"CgroupDriver": "cgroupfs", "CgroupVersion": "2" if kind == "v2" else "1", "CgroupLayout": kind}
+    """Who makes control groups, their version and layout, and the limits that can be kept: Docker's fields, then all of them by flag."""
+    kind, limits = cgroup_kind(), supported_limits()
+    driver = "systemd" if os.environ.get("NACRE_CGROUP_PARENT", "").endswith(".slice") else "cgroupfs"
+    return {
+        "CgroupDriver": driver,
+        "CgroupVersion": "2" if kind == "v2" else "1",
+        "CgroupLayout": kind,
+        "MemoryLimit": limits["memory"],
+        "SwapLimit": limits["memory-swap"],
+        "CpuCfsPeriod": limits["cpus"],
+        "CpuCfsQuota": limits["cpus"],
+        "CPUShares": limits["cpu-shares"],
+        "CPUSet": limits["cpuset-cpus"],
+        "PidsLimit": limits["pids-limit"],
+        "OomKillDisable": limits["oom-kill-disable"],
+        "Limits": [flag for flag, there in limits.items() if there],
+    }
 
 
 def _levels(core: Core) -> tuple[list[str], list[str]]:

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from nacre.errors import InvalidArgument
 from nacre.linux import cgroups
 from nacre.linux.cgroups import Cgroup, Layout, read
-from nacre.linux.cgroups_limits import controllers
 from nacre.linux.devices import DeviceRule, rules_of
 
 TYPE_CHECKING = False
@@ -89,8 +88,7 @@ class Group:
         """The same with limits alone and the rules of devices as values; None = every device."""
         places = dict(self._group.directories)
         # Beside v1 the v2 group is made for those controllers alone that v1 does not have: joining it takes long.
-        needed = set(controllers(limits)) if self.where.v1 else set()
-        if self.where.v1 and self.where.unified not in self.where.track and not needed & set(self.where.v2) - set(self.where.v1):
+        if self.where.v1 and self.where.unified not in self.where.track and not _needs_v2(limits, self.where):
             places.pop("unified", None)
         cgroups.build(Cgroup(self.identifier, self.where, places), limits, rules=rules if self._restrict else None, fresh=False)
 
@@ -225,6 +223,14 @@ def own_groups(where: Layout, text: str | None = None) -> dict[str, str]:
             if point and path.startswith("/") and "/.." not in path:
                 found[point] = path.removeprefix(shown).rstrip("/") if shown and f"{path}/".startswith(f"{shown}/") else path.rstrip("/")
     return found
+
+
+def _needs_v2(limits: Mapping[str, Any], where: Layout) -> bool:
+    if not limits:
+        return False
+    from nacre.linux.cgroups_limits import controllers
+
+    return not set(controllers(limits)).intersection(where.v2).issubset(where.v1)
 
 
 def _limits(resources: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -221,6 +221,43 @@ def _memory_object(asked: Resources, *, swap: int) -> dict[str, Any]:
     return {"memory": memory} if memory else {}
 
 
+def supported(where: Layout) -> dict[str, bool]:
+    """Which limits this host can keep, by their flags."""
+    v1 = where.v1
+
+    def has(controller: str, file: str, *, v2: bool = True) -> bool:
+        """The controller with this file; on v2 the root has none of them, so that the controller must do."""
+        if controller in v1:
+            return os.path.exists(f"{v1[controller]}/{file}")
+        return v2 and where.has(controller)
+
+    quota = where.has("cpu") if "cpu" not in v1 else _below_root(v1["cpu"], "cpu.cfs_quota_us")
+    return {
+        "memory": where.has("memory"),
+        "memory-swap": where.has("memory") and _accounts_swap(where),
+        "memory-reservation": has("memory", "memory.soft_limit_in_bytes"),
+        "memory-swappiness": has("memory", "memory.swappiness", v2=False),
+        "oom-kill-disable": has("memory", "memory.oom_control", v2=False),
+        "cpu-shares": where.has("cpu"),
+        "cpus": quota,
+        "cpu-rt-runtime": "cpu" in v1 and _below_root(v1["cpu"], "cpu.rt_runtime_us"),
+        "cpuset-cpus": where.has("cpuset"),
+        "pids-limit": where.has("pids"),
+        "device-read-bps": has("blkio", "blkio.throttle.read_bps_device"),
+        "blkio-weight": "io" in where.v2 if "blkio" not in v1 else _below_root(v1["blkio"], "blkio.bfq.weight", "blkio.weight"),
+        "cgroup-conf": bool(where.unified and (not v1 or where.v2)),
+    }
+
+
+def _below_root(mount: str, *names: str) -> bool:
+    """Does a group have one of these files? Some are not in the root itself: any group below it tells."""
+    try:
+        below = next((entry.path for entry in os.scandir(mount) if entry.is_dir(follow_symlinks=False)), mount)
+    except OSError:
+        return False
+    return any(os.path.exists(f"{place}/{name}") for place in (mount, below) for name in names)
+
+
 def guest_files(asked: Resources) -> list[tuple[str, str]]:
     """(file, value) of the container's cgroup v2 inside a guest."""
     files = [("memory.max", str(asked.memory)), ("memory.swap.max", "0")] if asked.memory else []

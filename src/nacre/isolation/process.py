@@ -277,9 +277,13 @@ def cgroup_mounts(layout: cgroups.Layout) -> tuple[tuple[str, str, str, str], ..
     return (*mounts, ("cgroup", "cgroup2", "unified", "")) if layout.unified else tuple(mounts)
 
 
-def cgroup_information() -> dict[str, Any]:
-    """What `info` tells of control groups: who makes them, their layout in one word (v2, v1, hybrid or none), and the limits they can keep."""
-    from nacre.isolation.groups import is_slice
+def cgroup_kind() -> str:
+    """The cgroup layout of this host in one word: v2, v1, hybrid or none."""
+    return cgroups.layout().kind
+
+
+def supported_limits() -> dict[str, bool]:
+    """Which limits can be kept here, by their flags."""
     from nacre.isolation.limits import supported
 
     where = manageable()
