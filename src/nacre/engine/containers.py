@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nacre.engine import merge, names
 from nacre.engine.core import Core, timestamp
-from nacre.engine.lifecycle import MAIN, Lifecycle, hostname
+from nacre.engine.lifecycle import MAIN, MOUNTED, Lifecycle, hostname
 from nacre.errors import Conflict, ExecError, InvalidArgument, NacreError, NotFound, SandboxError, SandboxGone, Unsupported
 from nacre.isolation import Pausable, driver
 from nacre.isolation.channel import Channel, Exit, signal_number
@@ -70,6 +70,8 @@ class Containers:
             image_config=image.config,
             process=merge.process_spec(spec, image.config, hostname(spec, identifier)),
             created=timestamp(),
+            # Known before they are made, so that they are found should this process die in between.
+            mounts=tuple(_unnamed_volume(mount) for mount in spec.mounts if mount.kind == "volume" and not mount.source),
         )
         claim = None
         # The verb lock is taken before the row exists: a sweeper that sees a pending row with free locks knows its maker is dead.
@@ -84,7 +86,7 @@ class Containers:
                         self._core.database.put(record, active=False, pending=pending)
                         self._core.container_event(record, "create")
             except BaseException:
-                self._lifecycle.remove(record)
+                self._lifecycle.remove(record, volumes=True)
                 raise
         handle = Container(self._core, self._lifecycle, record, claim)
         handle.warnings = warnings
@@ -150,20 +152,30 @@ class Containers:
         raise AssertionError("unreachable")
 
     def _mounts(self, record: Record, image: Image) -> tuple[BoundMount, ...]:
-        return tuple(self._mount(spec, image) for spec in record.spec.mounts)
+        unnamed = {mount.target: mount.options[0].removeprefix("name=") for mount in record.mounts}
+        return tuple(self._mount(spec, image, record, unnamed.get(spec.target, "")) for spec in record.spec.mounts)
 
-    def _mount(self, spec: MountSpec, image: Image) -> BoundMount:
+    def _mount(self, spec: MountSpec, image: Image, record: Record, unnamed: str) -> BoundMount:
         if spec.kind == "bind":
             return merge.bind(spec, create="create" in spec.options)
         if spec.kind == "tmpfs":
             return BoundMount(target=spec.target, kind="tmpfs", read_only=spec.read_only, options=spec.options)
-        volumes = self._core.volumes
-        name = spec.source or names.new_id()
-        volume = self._core.make_volume(name, anonymous=not spec.source)
-        if "nocopy" not in spec.options and not os.listdir(volume.path):
-            layers = tuple(self._core.layers.get(layer.diff_id) for layer in image.layers)
-            volumes.copy_up_from_layers(layers, spec.target, volume.path)
-        return BoundMount(target=spec.target, kind="volume", source=volume.path, read_only=spec.read_only, options=(f"name={volume.name}",))
+        volume = self._core.make_volume(spec.source or unnamed, anonymous=not spec.source)
+        options = (f"name={volume.name}", *((MOUNTED,) if volume.options else ()))
+        mount = BoundMount(target=spec.target, kind="volume", source=volume.path, read_only=spec.read_only, options=options)
+        if "nocopy" not in spec.options:
+            made = record.replace(mounts=(mount,))
+            self._lifecycle.use_volumes(made)
+            try:
+                if not os.listdir(volume.path):
+                    self._core.volumes.copy_up_from_layers(self._core.layer_mounts(image), spec.target, volume.path)
+            finally:
+                self._lifecycle.release_volumes(made)
+        return mount
+
+
+def _unnamed_volume(spec: MountSpec) -> BoundMount:
+    return BoundMount(target=spec.target, kind="volume", read_only=spec.read_only, options=(f"name={names.new_id()}",))
 
 
 class Container:
@@ -405,7 +417,7 @@ class Container:
             # From here on it goes, whatever becomes of this process.
             if record.restart_at:
                 record = self._lifecycle.renounce(record, active=alive)
-            self.record = record = record.replace(removing=True)
+            self.record = record = record.replace(removing=True, removing_volumes=volumes)
             self._core.database.put(record, active=alive, pending=True)
             if alive:
                 self._kill_now()

@@ -12,9 +12,12 @@ from nacre.store import Database, Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from nacre.images.store import ImageStore
+    from nacre.model.container import LayerMount
+    from nacre.model.image import Image
     from nacre.model.volume import Volume
     from nacre.network.manager import NetworkManager
     from nacre.storage.layers import LayerStore
@@ -114,13 +117,43 @@ class Core:
                 more = {"destination": mount.target, "read/write": str(not mount.read_only).lower()} if volume == "mount" else {}
                 self.event("volume", volume, mount.options[0].removeprefix("name="), container=record.id, driver="local", **more)
 
-    def make_volume(self, name: str, *, anonymous: bool = False) -> Volume:
-        """Make a volume, which is an event; an existing one is fine. Raises InvalidArgument for a name that Docker would refuse."""
+    def layer_mounts(self, image: Image) -> tuple[LayerMount, ...]:
+        """The layers of an image, unpacked from their blobs where another storage driver has left them in a form of no use.
+
+        Raises NotFound, BadContent.
+        """
+        try:
+            return tuple(self.layers.get(layer.diff_id) for layer in image.layers)
+        except NotFound:
+            self.unpack(image, self.layers)
+            return tuple(self.layers.get(layer.diff_id) for layer in image.layers)
+
+    def unpack(self, image: Image, layers: LayerStore) -> None:
+        """Unpack the layers of an image that a store lacks from the blobs that pulling and loading have kept. Raises BadContent."""
+        from nacre.images.layers import unpack_kept
+
+        with self.images.hold():
+            unpack_kept(self.images.content, image.layers, layers)
+
+    def volume_users(self, name: str, *, other_than: str = "") -> list[str]:
+        """Names of the containers that use a volume, but for the one with that id."""
+        records = [found[0] for identifier in self.database.all() if (found := self.database.get(identifier))]
+        return [
+            record.name for record in records if record.id != other_than and any(f"name={name}" in mount.options for mount in record.mounts)
+        ]
+
+    def make_volume(
+        self, name: str, *, anonymous: bool = False, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None
+    ) -> Volume:
+        """Make a volume, which is an event; an existing one is fine.
+
+        Raises InvalidArgument for a name that Docker would refuse or for bad options, Conflict when it exists with others.
+        """
         try:
             known = bool(self.volumes.get(name))
         except NotFound:
             known = False
-        volume = self.volumes.create(name, anonymous=anonymous)
+        volume = self.volumes.create(name, anonymous=anonymous, labels=labels, options=options)
         if not known:
             self.event("volume", "create", name, driver="local")
         return volume

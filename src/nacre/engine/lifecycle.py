@@ -33,8 +33,11 @@ MAIN = 1  # the number a stem gives to the first process it is asked to run
 BLOCK_BASE, BLOCK = 0x1000_0000, 65536
 ENDING = 30.0
 FILES = ".files"
+MOUNTED = "mounted"  # option of a mount whose volume has to be mounted itself
+FORWARDED = ("json-file", "syslog", "journald")  # log drivers that hand lines on (`nacre.engine.logdrivers`)
 CLAIM = "claim"  # file in a container's directory, locked by the `run` that has made it and is going to start it
 STAT_PATIENCE = 5.0
+LOG_SIZE, LOG_FILES = 20 << 20, 5  # of a container that asked for nothing else (docs/decisions/log-drivers.md)
 ALL_CAPABILITIES = (1 << 41) - 1
 LOST = Exit(code=137, signal=9)
 
@@ -128,10 +131,15 @@ class Lifecycle:
         """
         core = self.core
         level = driver(record.spec.isolation)
+        if record.spec.log.driver in FORWARDED:
+            from nacre.engine import logdrivers
+
+            logdrivers.require(record.spec.log)
         with ExitStack() as undo:
             undo.callback(self.clean, record)
             # 1. and 2. the layers of the image that the record pins, and a writable root file system over them
             rootfs = self._rootfs(record, block)
+            self.use_volumes(record)
             if record.spec.auto_remove:
                 rootfs = core.rootfs.transient(rootfs)
             # 3. the network: at every level a namespace with one end of a veth pair in it
@@ -191,7 +199,12 @@ class Lifecycle:
         )
         devices = requested_devices(spec)
         made = container_plan(sandbox, record.process, level.place(sandbox), self.security(record.spec), devices, etc)
-        return made.replace(log=f"{sandbox.state}/log", exit=f"{sandbox.state}/exit", main=True)
+        made = made.replace(log=f"{sandbox.state}/log", log_limit=LOG_SIZE, log_files=LOG_FILES, exit=f"{sandbox.state}/exit", main=True)
+        if spec.log.driver or spec.log.options:
+            from nacre.engine import logdrivers
+
+            made = logdrivers.keep(made, spec.log)
+        return made
 
     @contextmanager
     def files_sandbox(self, record: Container, block: int) -> Iterator[Sandbox]:
@@ -205,6 +218,7 @@ class Lifecycle:
         sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))
         with ExitStack() as undo:
             undo.callback(self.clean, record)
+            self.use_volumes(record)
             endpoint, held = self.core.network.attach(record.id, "none", sandbox.hostname, ())
             for fd in held:
                 undo.callback(os.close, fd)
@@ -232,10 +246,7 @@ class Lifecycle:
             return rootfs.prepare(record.id, diff_ids, disk=disk, size=size, project=project)
         except NotFound:
             # Unpacked by another storage driver, in a form that is of no use to this one.
-            from nacre.images.layers import unpack_kept
-
-            with self.core.images.hold():
-                unpack_kept(self.core.images.content, image.layers, layers)
+            self.core.unpack(image, layers)
             return rootfs.prepare(record.id, diff_ids, disk=disk, size=size, project=project)
 
     def security(self, spec: ContainerSpec, *, privileged: bool = False) -> Security:
@@ -368,6 +379,11 @@ class Lifecycle:
 
             with contextlib.suppress(HostError, OSError):  # sweep tries again
                 health.begin(self.core, record)
+        if record.spec.log.driver in FORWARDED:
+            from nacre.engine import helpers
+
+            with contextlib.suppress(HostError):
+                helpers.launch(self.core.layout, "forward", record.id)
 
     def _abandon(self, record: Container) -> Container:
         """Undo a start whose caller died before the container ran."""
@@ -431,6 +447,7 @@ class Lifecycle:
             lambda: driver(record.spec.isolation).clean(identifier, self.core.layout.sandbox(identifier)),
             lambda: self.core.network.detach(identifier),
             lambda: self._release_rootfs(identifier.removesuffix(FILES)),
+            lambda: self.release_volumes(record),
         )
         done = 0
         for step in steps:
@@ -452,6 +469,10 @@ class Lifecycle:
         volumes too, as always with auto_remove.
         """
         self.clean(record)
+        if record.spec.log.driver in FORWARDED:
+            from nacre.engine import forward
+
+            forward.wait_for(self.core, record.id)
         self.core.rootfs.remove(record.id)
         if volumes or record.spec.auto_remove:
             self._remove_anonymous_volumes(record)
@@ -461,13 +482,24 @@ class Lifecycle:
         self.core.layout.discard(self.core.layout.container(record.id))
 
     def _remove_anonymous_volumes(self, record: Container) -> None:
+        """Those that were made for it; one that another container has joined by its name stays."""
+        unnamed = {mount.target for mount in record.spec.mounts if mount.kind == "volume" and not mount.source}
         for mount in record.mounts:
-            if mount.kind == "volume":
+            if mount.kind == "volume" and mount.target in unnamed:
                 name = mount.options[0].removeprefix("name=")
                 with contextlib.suppress(NacreError):
-                    if self.core.volumes.get(name).anonymous:
-                        self.core.volumes.remove(name, in_use=lambda _: [])
-                        self.core.event("volume", "destroy", name, driver="local")
+                    self.core.volumes.remove(name, in_use=lambda name: self.core.volume_users(name, other_than=record.id))
+                    self.core.event("volume", "destroy", name, driver="local")
+
+    def use_volumes(self, record: Container) -> None:
+        """Mount what its volumes stand for, where they have options. Raises HostError, NotFound."""
+        for name in _mounted_volumes(record):
+            self.core.volumes.use(self.core.volumes.get(name), self.core.layout.run, record.id)
+
+    def release_volumes(self, record: Container) -> None:
+        """End what `use_volumes` began. Idempotent. Raises HostError."""
+        for name in _mounted_volumes(record):
+            self.core.volumes.release(name, self.core.layout.run, record.id)
 
     # -- what killed callers left ----------------------------------------------------------------------------------------
 
@@ -504,7 +536,8 @@ class Lifecycle:
             record = self.settle(record, block, active)
             if self.alive(identifier) or (active and not record.spec.auto_remove):
                 return
-        self.remove(record)
+        # Half made, or one that removes itself: either way its anonymous volumes are nobody's.
+        self.remove(record, volumes=record.removing_volumes or not record.removing)
 
     def _sweep_directories(self) -> None:
         """Directories of containers without a row: of a birth or a removal that was cut short."""
@@ -612,6 +645,11 @@ def _host_devices() -> Iterator[Device]:
                 mode = os.lstat(path).st_mode & 0o170000
                 if name not in known and mode in (0o020000, 0o060000):
                     yield _device(path, path)
+
+
+def _mounted_volumes(record: Container) -> Iterator[str]:
+    """Names of its volumes that have options."""
+    return (mount.options[0].removeprefix("name=") for mount in record.mounts if mount.kind == "volume" and MOUNTED in mount.options)
 
 
 def hostname(spec: ContainerSpec, identifier: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+from collections.abc import Callable, Mapping
 
 from nacre.engine.core import Core
+from nacre.errors import Conflict, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,9 +20,13 @@ class Volumes:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def create(self, name: str) -> dict[str, Any]:
-        """Make a volume (an existing one is fine). Raises InvalidArgument for a name Docker would refuse."""
-        self._core.make_volume(name)
+    def create(self, name: str, *, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Make a volume (an existing one is fine, and stays as it is).
+
+        options: type, device and o as mount(8) has them, of what is mounted there while a container uses it.
+        Raises InvalidArgument for a name Docker would refuse or for bad options, Conflict when it exists with other options.
+        """
+        self._core.make_volume(name, labels=labels, options=options)
         return self.inspect(name)
 
     def list(self) -> builtins.list[dict[str, Any]]:
@@ -34,26 +41,24 @@ class Volumes:
             "Driver": "local",
             "Mountpoint": volume.path,
             "Scope": "local",
-            "Labels": None,
+            "CreatedAt": volume.created,
+            "Labels": volume.labels or None,
+            "Options": volume.options or None,
             "Anonymous": volume.anonymous,
-            "UsedBy": self._users(name),
+            "UsedBy": self._core.volume_users(name),
         }
 
     def remove(self, name: str) -> None:
         """Delete it and what is in it. Raises Conflict while a container uses it, NotFound."""
-        self._core.volumes.remove(name, in_use=self._users)
+        self._core.volumes.remove(name, in_use=self._core.volume_users)
         self._core.event("volume", "destroy", name, driver="local")
 
-    def prune(self, *, all: bool = False) -> builtins.list[str]:
-        """Delete anonymous volumes (with `all` every one) that no container uses; the names deleted."""
+    def prune(self, *, all: bool = False, only: Callable[[Mapping[str, str]], bool] | None = None) -> builtins.list[str]:
+        """Delete anonymous volumes (with `all` every one) that no container uses; the names deleted. only: judges by the labels."""
         removed = []
         for volume in self._core.volumes.list():
-            if (all or volume.anonymous) and not self._users(volume.name):
-                self.remove(volume.name)
-                removed.append(volume.name)
+            if (all or volume.anonymous) and (only is None or only(volume.labels)) and not self._core.volume_users(volume.name):
+                with contextlib.suppress(Conflict, NotFound):  # somebody was faster
+                    self.remove(volume.name)
+                    removed.append(volume.name)
         return removed
-
-    def _users(self, name: str) -> builtins.list[str]:
-        database = self._core.database
-        records = [found[0] for identifier in database.all() if (found := database.get(identifier))]
-        return [record.name for record in records if any(f"name={name}" in mount.options for mount in record.mounts)]

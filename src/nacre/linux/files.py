@@ -159,6 +159,21 @@ def sync_filesystem(path: str) -> None:
         os.close(fd)
 
 
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted at the directory `path`, also a part of the file system that it lies on. Raises OSError."""
+    directory, name = os.path.split(path)
+    parent = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_NO_XDEV))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return True
+    finally:
+        os.close(parent)
+    return False
+
+
 def filesystem_magic(path: str) -> int:
     """What statfs(2) calls the type of the file system that `path` lies on (linux/magic.h). Raises OSError."""
     import ctypes

@@ -255,6 +255,7 @@ class Container(Value):
     endpoint: Endpoint | None = None
     rootfs: Rootfs | None = None
     removing: bool = False
+    removing_volumes: bool = False
 
 
 class Sandbox(Value):

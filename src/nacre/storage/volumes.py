@@ -3,7 +3,7 @@
 ::
 
     <root>/volumes/<name>/_data         the content; the volume exists as soon as this does
-    <root>/volumes/<name>/volume.json   creation time, labels
+    <root>/volumes/<name>/volume.json   creation time, labels, options
     <root>/volumes/<name>/.filling      content of an image on its way in, incomplete
     <root>/volumes/<name>/.filled       the same, complete: only to be moved to _data
     <root>/volumes/.removed-*           on the way out
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from nacre.errors import Conflict, InvalidArgument, NotFound
-from nacre.linux.files import atomic_write, explained, locked, remove_tree
+from nacre.linux.files import atomic_write, explained, is_mount_point, locked, remove_tree
 from nacre.model.container import LayerMount
 from nacre.model.volume import Volume
 
@@ -39,9 +39,18 @@ class VolumeStore:
     def __init__(self, root: str) -> None:
         self.path = f"{os.path.abspath(root)}/volumes"
 
-    def create(self, name: str, *, labels: Mapping[str, str] | None = None, anonymous: bool = False) -> Volume:
-        """Make a volume; one that exists is returned as it is. Raises InvalidArgument for a bad name, NoSpace, HostError."""
+    def create(
+        self, name: str, *, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None, anonymous: bool = False
+    ) -> Volume:
+        """Make a volume; one that exists is returned as it is. options: see `nacre.storage.volume_mounts`.
+
+        Raises InvalidArgument for a bad name or option, Conflict for one that exists with other options, NoSpace, HostError.
+        """
         directory = self._directory(name)
+        if options:
+            from nacre.storage.volume_mounts import check_options
+
+            check_options(options)
         with explained(f"create volume {name}"):
             for path in (self.path, directory):
                 os.makedirs(path, 0o711, exist_ok=True)
@@ -49,11 +58,29 @@ class VolumeStore:
                 with self._locked(name):
                     self._move_in(directory)
             if not os.path.isdir(f"{directory}/{DATA}"):
-                self._write_record(directory, labels or {}, anonymous)
+                self._write_record(directory, labels or {}, options or {}, anonymous)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(f"{directory}/{DATA}", 0o755)
                     os.chmod(f"{directory}/{DATA}", 0o755)
-        return self.get(name)
+        volume = self.get(name)
+        if options and volume.options != options:
+            raise Conflict(f"volume {name} exists with other options", hint=f"nacre volume inspect {name} shows them")
+        return volume
+
+    def use(self, volume: Volume, run: str, user: str) -> None:
+        """Have what a volume with options stands for mounted while `user` (an id) needs it. Raises HostError."""
+        from nacre.storage import volume_mounts
+
+        with explained(f"mount volume {volume.name}"), self._locked(volume.name):
+            volume_mounts.use(run, volume.name, user, volume.path, volume.options)
+
+    def release(self, name: str, run: str, user: str) -> None:
+        """End what `use` began. Idempotent; fine for a volume that is gone. Raises InvalidArgument, HostError."""
+        from nacre.storage import volume_mounts
+
+        data = f"{self._directory(name)}/{DATA}"
+        with explained(f"unmount volume {name}"), self._locked(name):
+            volume_mounts.release(run, name, user, data)
 
     def get(self, name: str) -> Volume:
         """One volume. Raises NotFound."""
@@ -92,6 +119,9 @@ class VolumeStore:
                 if users := in_use(name):
                     raise Conflict(f"volume {name} is in use by {', '.join(users)}", hint=f"nacre rm -f {' '.join(users)}")
                 with contextlib.suppress(FileNotFoundError):
+                    if is_mount_point(f"{directory}/{DATA}"):
+                        raise Conflict(f"volume {name} is mounted", hint=f"umount {directory}/{DATA}")
+                with contextlib.suppress(FileNotFoundError):
                     os.rename(directory, f"{self.path}/{_REMOVED}{os.urandom(8).hex()}")
             for left in os.listdir(self.path):
                 if left.startswith(_REMOVED):
@@ -129,6 +159,12 @@ class VolumeStore:
         filled, data = f"{directory}/{_FILLED}", f"{directory}/{DATA}"
         if not os.path.isdir(filled):
             return
+        if is_mount_point(data):
+            from nacre.storage.merge import copy_tree
+
+            copy_tree(filled, data)
+            remove_tree(filled)
+            return
         info = os.stat(filled)
         for name in os.listdir(filled):
             os.rename(f"{filled}/{name}", f"{data}/{name}")
@@ -150,10 +186,11 @@ class VolumeStore:
 
         return locked(f"{self.path}/.lock-{binascii.crc32(name.encode()):08x}")
 
-    def _write_record(self, directory: str, labels: Mapping[str, str], anonymous: bool) -> None:
+    def _write_record(self, directory: str, labels: Mapping[str, str], options: Mapping[str, str], anonymous: bool) -> None:
         import json
 
-        record = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "labels": dict(labels), "anonymous": anonymous}
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"created": created, "labels": dict(labels), "options": dict(options), "anonymous": anonymous}
         atomic_write(f"{directory}/{_RECORD}", json.dumps(record).encode())
 
 

@@ -52,6 +52,10 @@ class FakeRootfs:
         self.prepared.add(container_id)
         return Rootfs(driver="")
 
+    def transient(self, rootfs: Rootfs) -> Rootfs:
+        """Nothing is written to a disk anyway."""
+        return rootfs
+
     def check_size(self, size: int, *, disk: bool) -> None:
         """Any will do."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nacre.cli.context import Context, confirm
+from nacre.cli.filters import Filters, has_label
 from nacre.cli.flags import Arguments, Command, Flag
 from nacre.cli.table import short_id
 from nacre.cli.units import human_size
@@ -25,10 +26,20 @@ def images(ctx: Context, args: Arguments) -> int:
 
 def volumes(ctx: Context, args: Arguments) -> int:
     """`nacre volume prune`."""
-    what = "all local volumes" if args.all else "anonymous local volumes"
-    return _asked(
-        ctx, args, f"This will remove {what} not used by at least one container.", lambda: prune_volumes(ctx, everything=args.all)
-    )
+    filters = Filters(args.filter, ("all", "label", "label!"))
+    everything = args.all or filters.flag("all")
+    what = "all local volumes" if everything else "anonymous local volumes"
+    question = f"This will remove {what} not used by at least one container."
+    wanted, unwanted = filters.values.get("label", []), filters.values.get("label!", [])
+    if wanted or unwanted:
+        words = [*(f"label={text}" for text in wanted), *(f"label!={text}" for text in unwanted)]
+        question += f"\n  Items to be pruned will be filtered with: {', '.join(words)}"
+
+    def only(labels: Mapping[str, str]) -> bool:
+        given = dict(labels)
+        return all(has_label(given, text) for text in wanted) and not any(has_label(given, text) for text in unwanted)
+
+    return _asked(ctx, args, question, lambda: prune_volumes(ctx, everything=everything, only=only))
 
 
 def system(ctx: Context, args: Arguments) -> int:
@@ -59,10 +70,10 @@ def prune_containers(ctx: Context) -> int:
     return sum(sizes.get(identifier, 0) for identifier in removed)
 
 
-def prune_volumes(ctx: Context, *, everything: bool) -> int:
-    """Removes unused volumes, the anonymous ones or every one, and names them; the bytes that became free."""
+def prune_volumes(ctx: Context, *, everything: bool, only: Callable[[Mapping[str, str]], bool] | None = None) -> int:
+    """Removes unused volumes, the anonymous ones or every one, and names them; the bytes that became free. only: judges by labels."""
     sizes = {volume["Name"]: allocated(volume["Mountpoint"]) for volume in ctx.engine.volumes.list() if not volume["UsedBy"]}
-    removed = ctx.engine.volumes.prune(all=everything)
+    removed = ctx.engine.volumes.prune(all=everything, only=only)
     if removed:
         ctx.out("\n".join(["Deleted Volumes:", *removed, ""]))
     return sum(sizes.get(name, 0) for name in removed)
@@ -93,7 +104,17 @@ COMMANDS = {
     "image prune": Command(
         images, "", (Flag("all", "All images that no container uses, not only those without a name", short="a"), _FORCE)
     ),
-    "volume prune": Command(volumes, "", (Flag("all", "All unused volumes, not only anonymous ones", short="a"), _FORCE)),
+    "volume prune": Command(
+        volumes,
+        "",
+        (
+            Flag("all", "All unused volumes, not only anonymous ones", short="a"),
+            Flag("filter", "Remove only what matches (name=value)", "list"),
+            _FORCE,
+        ),
+        about="Filters: all, label, and label! for those without.",
+        examples=(("volume prune -a --filter label!=keep", "All unused volumes but those labelled keep"),),
+    ),
     "system prune": Command(
         system,
         "",
