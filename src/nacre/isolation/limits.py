@@ -245,7 +245,7 @@ def supported(where: Layout) -> dict[str, bool]:
         "pids-limit": where.has("pids"),
         "device-read-bps": has("blkio", "blkio.throttle.read_bps_device"),
         "blkio-weight": "io" in where.v2 if "blkio" not in v1 else _below_root(v1["blkio"], "blkio.bfq.weight", "blkio.weight"),
-        "cgroup-conf": bool(where.unified and (not v1 or where.v2)),
+        "cgroup-conf": where.kind == "v2",
     }
 
 

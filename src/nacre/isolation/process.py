@@ -286,9 +286,7 @@ def supported_limits() -> dict[str, bool]:
     """Which limits can be kept here, by their flags."""
     from nacre.isolation.limits import supported
 
-    where = manageable()
-    systemd = is_slice(os.environ.get("NACRE_CGROUP_PARENT", ""))
-    return {"CgroupDriver": "systemd" if systemd else "cgroupfs", "CgroupLayout": where.kind, "Limits": supported(where)}
+    return supported(manageable())
 
 
 def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
