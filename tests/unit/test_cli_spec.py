@@ -13,7 +13,7 @@ from nacre.cli.flags import UsageError
 from nacre.cli.mounts import parse_mount, parse_tmpfs, parse_volume
 from nacre.cli.ports import parse_private, parse_publish, ports_text
 from nacre.cli.spec import attached_streams, container_spec
-from nacre.errors import InvalidArgument
+from nacre.errors import InvalidArgument, Unsupported
 from nacre.model.container import ContainerSpec, Level, MountSpec, Ulimit
 from nacre.model.network import PortMapping
 
@@ -150,7 +150,17 @@ def test_attached_streams() -> None:
         ["--add-host", "db"],
         ["--oom-score-adj", "2000"],
         ["--network", "name=x,alias=y"],
-        ["--network", "container:x"],
+        ["--userns"],
+        ["--cgroupns", "container:x"],
+        ["--annotation", "key"],
+        ["--annotation", "=value"],
+        ["--gpus", "some"],
+        ["--gpus", "0"],
+        ["--gpus", "count=2,device=0"],
+        ["--gpus", "device="],
+        ["--gpus", "driver=mine"],
+        ["--gpus", "vendor=x"],
+        ["--gpus", ""],
         ["--label", "=x"],
         ["-e", "=x"],
         ["-v", "a:/x", "--mount", "type=tmpfs,target=/x/"],
@@ -240,7 +250,9 @@ def test_volumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert parse_volume("data:/data:nocopy,ro") == MountSpec(
         kind="volume", source="data", target="/data", read_only=True, options=("nocopy",)
     )
-    assert parse_volume("/a:/b:ro,Z") == MountSpec(kind="bind", source="/a", target="/b", read_only=True, options=("create",))
+    assert parse_volume("/a:/b:ro,Z") == MountSpec(kind="bind", source="/a", target="/b", read_only=True, options=("Z", "create"))
+    assert parse_volume("/a:/b:rslave,rw").options == ("rslave", "create")
+    assert parse_volume("data:/b:nocopy,z,delegated").options == ("nocopy", "z")
     assert parse_volume("./x:/b").source == os.path.realpath(tmp_path) + "/x"
     assert parse_volume("~/x:/b").source == "/home/me/x"
 
@@ -256,7 +268,10 @@ def test_volumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a:/", "destination can't be '/'"),
         ("a:/x/..", "destination can't be '/'"),
         ("/a:/b:foo", "invalid mode: foo"),
-        ("/a:/b:rshared", "propagation"),
+        ("/a:/b:ro,rw", "invalid mode: ro,rw"),
+        ("/a:/b:rslave,rshared", "invalid mode"),
+        ("/a:/b:nocopy", "invalid mode: nocopy"),
+        ("/a:/b:z,Z", "invalid mode"),
         ("a b:/x", "includes invalid characters"),
         ("a/b:/x", "includes invalid characters"),
     ],
@@ -269,7 +284,20 @@ def test_what_is_no_volume(text: str, message: str) -> None:
 
 def test_mounts() -> None:
     assert parse_mount("type=bind,source=/a,target=/b,readonly") == MountSpec(kind="bind", source="/a", target="/b", read_only=True)
-    assert parse_mount("type=bind,src=/a,dst=/b,ro=false,bind-propagation=rprivate") == MountSpec(kind="bind", source="/a", target="/b")
+    assert parse_mount("type=bind,src=/a,dst=/b,ro=false,bind-propagation=rshared") == MountSpec(
+        kind="bind", source="/a", target="/b", options=("rshared",)
+    )
+    for text, options in {
+        "type=bind,src=/a,dst=/b,bind-nonrecursive": ("recursive=disabled",),
+        "type=bind,src=/a,dst=/b,bind-recursive=enabled": (),
+        "type=bind,src=/a,dst=/b,ro,bind-recursive=writable": ("recursive=writable",),
+        "type=bind,src=/a,dst=/b,ro,bind-propagation=rprivate,bind-recursive=readonly": ("rprivate", "recursive=readonly"),
+        "type=bind,src=/a,dst=/b,bind-create-src": ("create",),
+        "src=data,dst=/b,volume-subpath=a//b,volume-nocopy,volume-label=k=v,volume-driver=local": ("subpath=a/b", "nocopy", "label=k=v"),
+        "type=image,src=busybox,dst=/b,image-subpath=bin": ("subpath=bin",),
+        "type=tmpfs,dst=/b,tmpfs-size=1m,tmpfs-mode=1770": ("size=1048576", "mode=1770"),
+    }.items():
+        assert parse_mount(text).options == options
     assert parse_mount("source=data,destination=/b,volume-nocopy") == MountSpec(
         kind="volume", source="data", target="/b", options=("nocopy",)
     )
@@ -294,7 +322,17 @@ def test_mounts() -> None:
         ("type=bind,source=/a,target=b", "mount path must be absolute"),
         ("type=bind,source=/a,target=/b,readonly=maybe", "invalid value for readonly: maybe"),
         ("type=bind,source=/a,target=/b,color=red", "unexpected key 'color'"),
-        ("type=bind,source=/a,target=/b,bind-propagation=shared", "not supported"),
+        ("type=bind,source=/a,target=/b,bind-propagation=public", "invalid propagation mode: public"),
+        ("type=bind,source=/a,target=/b,bind-recursive=maybe", "must be 'enabled'"),
+        ("type=bind,source=/a,target=/b,bind-recursive=writable", "requires 'readonly'"),
+        ("type=bind,source=/a,target=/b,ro,bind-recursive=readonly", "requires 'bind-propagation=rprivate'"),
+        ("type=bind,source=/a,target=/b,volume-nocopy", "cannot mix 'volume-*' options with mount type 'bind'"),
+        ("source=data,target=/b,volume-subpath=../etc", "must be a relative path"),
+        ("source=data,target=/b,volume-subpath=/etc", "must be a relative path"),
+        ("source=data,target=/b,volume-driver=nfs", "volume driver 'nfs' is not supported"),
+        ("source=data,target=/b,volume-opt=o=x", "unexpected key 'volume-opt'"),
+        ("source=data,target=/b,volume-label==x", "expected key=value"),
+        ("type=image,target=/b", "source is required for an image mount"),
         ("type=volume,source=/a,target=/b", "includes invalid characters"),
         ("type=tmpfs,target=/b,tmpfs-mode=99", "octal"),
         ("type=tmpfs,target=/b,tmpfs-size=big", "tmpfs-size"),
@@ -319,3 +357,58 @@ def test_the_cluster_of_docs_examples_parses() -> None:
 def test_one_port_out_of_a_range() -> None:
     [port] = parse_publish("127.0.0.1:8000-8010:80")
     assert (port.host_port, port.host_port_last, port.container_port, port.host_ip) == (8000, 8010, 80, "127.0.0.1")
+
+
+def test_namespaces_devices_and_volumes_of_others() -> None:
+    made = spec(
+        *("--pid", "container:web", "--ipc", "shareable", "--uts", "host", "--cgroupns", "host", "--userns", "keep-id", "--init"),
+        *("--domainname", "example.org", "--annotation", "a=b=c", "--device-cgroup-rule", "c 42:* rwm", "--volumes-from", "data:ro"),
+        *(
+            "--gpus",
+            "all",
+            "--gpus",
+            '"device=0,1"',
+            "--gpus",
+            "2",
+            "--gpus",
+            "driver=cdi,count=-1",
+            "--gpus",
+            "capabilities=compute",
+            "box",
+        ),
+    )
+    assert made == ContainerSpec(
+        image="box",
+        pid="container:web",
+        ipc="shareable",
+        uts="host",
+        cgroupns="host",
+        userns="keep-id",
+        init=True,
+        domainname="example.org",
+        annotations={"a": "b=c"},
+        device_rules=("c 42:* rwm",),
+        volumes_from=("data:ro",),
+        gpus=("all", "device=0,1", "2", "all", "1"),
+    )
+    assert spec("--userns", "host", "box").userns == ""
+    assert spec("--shm-size", "0", "box").shm_size == 64 << 20
+
+
+def test_a_directory_in_place_of_an_image() -> None:
+    made = spec("--rootfs", "/srv/tree:O", "sh")
+    assert (made.rootfs, made.rootfs_overlay, made.image, made.command) == ("/srv/tree", True, "/srv/tree:O", ("sh",))
+    assert spec("--rootfs", "tree").rootfs == f"{os.getcwd()}/tree"
+    assert not spec("--rootfs", "tree").rootfs_overlay
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("--runtime", "runc", "box"), "--runtime runc: Nacre runs containers itself"),
+        (("--volume-driver", "nfs", "box"), "there is only the driver local"),
+    ],
+)
+def test_what_there_is_not(argv: tuple[str, ...], text: str) -> None:
+    with pytest.raises(Unsupported, match=text):
+        spec(*argv)

@@ -129,7 +129,7 @@ def test_user_namespace(golden: Golden) -> None:
 
 
 def test_privileged(golden: Golden) -> None:
-    security = Security(capabilities=EVERYTHING, masked=False)
+    security = Security(capabilities=EVERYTHING, hidden=(), read_only=())
     devices = (Device(name="kvm", major=10, minor=232, mode=0o660), Device(name="mapper/disk", major=253, minor=0, kind="b", mode=0o600))
     golden("plan/privileged.plan", text(plain(sandbox(privileged=True), security=security, devices=devices)))
 

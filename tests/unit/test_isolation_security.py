@@ -9,7 +9,7 @@ import pytest
 
 from nacre.errors import InvalidArgument
 from nacre.isolation import security
-from nacre.isolation.plan import Security
+from nacre.isolation.plan import MASKED, Security
 from nacre.linux import capabilities, seccomp
 from nacre.linux.process import RLIM_INFINITY
 from nacre.model.container import ContainerSpec, Level, Resources, Ulimit
@@ -44,7 +44,7 @@ def made(**fields: Any) -> Security:
 
 
 def test_defaults() -> None:
-    assert made() == Security(capabilities=capabilities.DEFAULT, seccomp=FILTER, no_new_privileges=False, masked=True)
+    assert made() == Security(capabilities=capabilities.DEFAULT, seccomp=FILTER, no_new_privileges=False)
 
 
 def test_the_filter_knows_the_capabilities(host: list[tuple[str, int]]) -> None:
@@ -53,11 +53,11 @@ def test_the_filter_knows_the_capabilities(host: list[tuple[str, int]]) -> None:
 
 
 def test_privileged_is_everything() -> None:
-    assert made(privileged=True) == Security(capabilities=EVERYTHING, seccomp=b"", masked=False)
+    assert made(privileged=True) == Security(capabilities=EVERYTHING, seccomp=b"", hidden=(), read_only=())
 
 
 def test_exec_may_be_privileged_in_a_container_that_is_not() -> None:
-    assert security.security(spec(), "", privileged=True) == Security(capabilities=EVERYTHING, seccomp=b"", masked=False)
+    assert security.security(spec(), "", privileged=True) == Security(capabilities=EVERYTHING, seccomp=b"", hidden=(), read_only=())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,13 @@ def test_exec_may_be_privileged_in_a_container_that_is_not() -> None:
         ("no-new-privileges=false", "no_new_privileges", False),
         ("seccomp=unconfined", "seccomp", b""),
         ("seccomp:unconfined", "seccomp", b""),
-        ("systempaths=unconfined", "masked", False),
+        ("systempaths=unconfined", "hidden", ()),
+        ("systempaths=unconfined", "read_only", ()),
+        ("unmask=ALL", "read_only", ()),
+        ("unmask=ALL", "hidden", ()),
+        ("unmask=/proc/*", "hidden", ("/sys/firmware", "/sys/devices/virtual/powercap")),
+        ("unmask=/proc/sys:/proc/irq", "read_only", ("/proc/bus", "/proc/fs", "/proc/sysrq-trigger")),
+        ("mask=/etc/shadow:/root", "hidden", (*MASKED, "/etc/shadow", "/root")),
     ],
 )
 def test_options(option: str, field: str, value: object) -> None:
@@ -77,10 +83,29 @@ def test_options(option: str, field: str, value: object) -> None:
     assert getattr(made(security_opt=(option,)), field) == value
 
 
-def test_a_profile_keeps_its_path(host: list[tuple[str, int]], tmp_path: Path) -> None:
-    made(security_opt=("seccomp=/etc/a:b=c.json",))
-    made(security_opt=("seccomp:/etc/profile.json",))
-    assert [profile for profile, _ in host] == ["/etc/a:b=c.json", "/etc/profile.json"]
+def test_the_content_of_a_profile_is_kept(host: list[tuple[str, int]], tmp_path: Path) -> None:
+    path = tmp_path / "a:b=c.json"
+    path.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}')
+    for option in (f"seccomp={path}", f"seccomp:{tmp_path}/plain.json"):
+        (tmp_path / "plain.json").write_text(path.read_text())
+        kept = security.embedded(spec(security_opt=(option, "no-new-privileges")))
+        assert kept.security_opt == (
+            'seccomp={"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"]}',
+            "no-new-privileges",
+        )
+        assert security.embedded(kept) == kept
+    assert security.security(kept, "").seccomp_flags == 2
+    assert host[-1][0].startswith('{"defaultAction"')
+    assert security.embedded(spec(security_opt=("seccomp=unconfined",))).security_opt == ("seccomp=unconfined",)
+    with pytest.raises(InvalidArgument, match="opening seccomp profile"):
+        security.embedded(spec(security_opt=("seccomp=/nowhere",)))
+
+
+def test_a_privileged_container_may_have_a_filter(host: list[tuple[str, int]]) -> None:
+    made(privileged=True, security_opt=("seccomp=builtin",))
+    assert host[-1][0] == "builtin"
+    security.security(spec(privileged=True, security_opt=("seccomp=builtin",)), "", privileged=True)
+    assert host[-1][0] == "unconfined"
 
 
 def test_limits() -> None:
@@ -101,7 +126,10 @@ def test_limits() -> None:
         ({"security_opt": ("apparmour=x",)}, "invalid --security-opt: 'apparmour'"),
         ({"security_opt": ("no-new-privileges=maybe",)}, "no-new-privileges=maybe"),
         ({"security_opt": ("systempaths=all",)}, "systempaths=all"),
-        ({"userns": "keep-id"}, "invalid user namespace mode: 'keep-id'"),
+        ({"userns": "auto"}, "--userns: invalid mode 'auto'"),
+        ({"security_opt": ("mask=proc",)}, "'proc' is no absolute path"),
+        ({"security_opt": ("unmask=/proc/../etc",)}, "is no absolute path"),
+        ({"security_opt": ("apparmor=",)}, "the name of a profile is missing"),
         ({"ulimits": (Ulimit(name="files", soft=1, hard=1),)}, "invalid ulimit type: files"),
         ({"ulimits": (Ulimit(name="nofile", soft=2, hard=1),)}, "soft limit 2 exceeds the hard limit 1"),
         ({"ulimits": (Ulimit(name="nofile", soft=-1, hard=1),)}, "soft limit -1 exceeds"),

@@ -15,6 +15,10 @@ from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
 from nacre.model.network import PortMapping
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _LEVELS = ("default", "process", "vm")
 PULL_POLICIES = ("always", "missing", "never")
 
@@ -58,7 +62,7 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("cap-drop", "Take a Linux capability away, or ALL", "list"),
     Flag("cgroup-parent", "Put its control group below this one: a path, or a slice of systemd", "string", value="path"),
     Flag("cidfile", "Write the container's id to a file", "string", value="file", complete="files"),
-    Flag("device", "Give a device of this host (source[:target[:rwm]])", "list", complete="files"),
+    Flag("device", "Give a device or a directory of them (source[:target[:rwm]]), or a CDI name", "list", complete="files"),
     Flag("dns", "Use this name server", "list", value="ip"),
     Flag("dns-option", "Set an option of resolv.conf", "list", aliases=("dns-opt",)),
     Flag("dns-search", "Search names in this domain", "list"),
@@ -72,9 +76,9 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("kernel", "Guest kernel for level vm: a name or a path", "string", complete="files"),
     Flag("label", "Attach a label", "list", short="l", value="key=value"),
     Flag("label-file", "Read labels from a file", "list", value="file", complete="files"),
-    Flag("mount", "Mount something (type=bind|volume|tmpfs,source=...,target=...[,readonly])", "list"),
+    Flag("mount", "Mount something (type=bind|volume|tmpfs|image,source=...,target=...[,readonly])", "list"),
     Flag("name", "Name of the container", "string"),
-    Flag("network", "Network: bridge, host, none or a name", "string", aliases=("net",), complete="networks"),
+    Flag("network", "Network: bridge, host, none, a name or container:NAME", "string", aliases=("net",), complete="networks"),
     Flag("oom-score-adj", "Who is killed first when memory runs out (-1000 to 1000)", "int"),
     Flag("platform", "Platform of the image (os/architecture[/variant])", "string"),
     Flag("privileged", "Give all capabilities and devices"),
@@ -84,7 +88,7 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("quiet", "Do not show the progress of pulling", short="q"),
     Flag("read-only", "Make the root file system read-only"),
     Flag("rm", "Remove the container and its anonymous volumes when it ends"),
-    Flag("security-opt", "Security option (seccomp=..., no-new-privileges ...)", "list"),
+    Flag("security-opt", "Security option (seccomp=FILE, no-new-privileges, apparmor=, systempaths=, mask=, unmask= ...)", "list"),
     Flag("shm-size", "Size of /dev/shm", "bytes"),
     Flag("storage-opt", "Storage option: size=10g limits what the container may write to its root file system", "list", value="key=value"),
     Flag("stop-signal", "Signal that asks the container to stop", "string"),
@@ -94,24 +98,40 @@ SPEC_FLAGS: tuple[Flag, ...] = (
     Flag("tty", "Give the container a terminal", short="t"),
     Flag("ulimit", "Set a resource limit (name=soft[:hard])", "list"),
     Flag("user", "User, and group, by name or number (user[:group])", "string", short="u"),
-    Flag("userns", "User namespace: host or private", "string", choices=("", "host", "private")),
-    Flag("volume", "Mount a volume or a directory of this host ([source:]target[:ro])", "list", short="v", complete="files"),
+    Flag("volume", "Mount a volume or a directory of this host ([source:]target[:ro,rslave ...])", "list", short="v", complete="files"),
     Flag("workdir", "Working directory inside the container", "string", short="w"),
     *LIFE_FLAGS,
 )
 
+# Namespaces, devices, volumes of others. What they mean is in `nacre.cli.rights`, which loads when one of them is used.
+RIGHTS_FLAGS: tuple[Flag, ...] = (
+    Flag("annotation", "Attach an annotation", "list", value="key=value"),
+    Flag("cgroupns", "Cgroup namespace: private (default) or host", "string", choices=("", "private", "host")),
+    Flag("device-cgroup-rule", "Permit devices by number, as 'c 42:* rmw'", "list", value="rule"),
+    Flag("domainname", "NIS domain name that the container sees", "string"),
+    Flag("gpus", "Give GPUs by their CDI specification: all, a number, or device=NAME", "list", value="request"),
+    Flag("init", "Run an init as the first process: it reaps, and hands signals on"),
+    Flag("ipc", "IPC namespace: private (default), shareable, none, host or container:NAME", "string", value="mode"),
+    Flag("pid", "PID namespace: private (default), host or container:NAME", "string", value="mode"),
+    Flag("rootfs", "The first argument is a directory to be the root file system, not an image (DIR, or DIR:O to leave it unchanged)"),
+    Flag("runtime", "Refused: Nacre has no OCI runtime below it (see --isolation)", "string"),
+    Flag("userns", "User namespace: host (default), private, keep-id or container:NAME", "string", value="mode"),
+    Flag("uts", "UTS namespace: private (default), host or container:NAME", "string", value="mode"),
+    Flag("volume-driver", "Driver of named volumes: only local", "string"),
+    Flag("volumes-from", "Mount the volumes of another container (name[:ro])", "list", value="container", complete="containers"),
+)
+SPEC_FLAGS = (*SPEC_FLAGS, *RIGHTS_FLAGS)
+
 # Docker's other flags, so that they are told from misspelt ones.
 _OTHERS = """
-annotation cgroupns cpu-count cpu-percent device-cgroup-rule domainname expose gpus health-cmd health-interval health-retries
-health-start-interval health-start-period health-timeout init io-maxbandwidth io-maxiops ip ip6 ipc link link-local-ip log-driver
-log-opt mac-address network-alias pid runtime use-api-socket uts volume-driver volumes-from
+cpu-count cpu-percent expose io-maxbandwidth io-maxiops ip ip6 link link-local-ip mac-address network-alias use-api-socket
 """
 UNSUPPORTED = frozenset(_OTHERS.split()).difference(flag.name for flag in SPEC_FLAGS)
 
 
 def container_spec(args: Arguments, image: str, command: list[str], *, detached: bool = False) -> ContainerSpec:
     """The spec of one command line. Raises UsageError, InvalidArgument."""
-    default = ContainerSpec(image=image)
+    default = ContainerSpec(**_rights(args, image))
     return default.replace(
         name=args.name,
         command=tuple(command),
@@ -135,12 +155,11 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         publish_all=args.publish_all,
         mounts=_mounts(args),
         read_only=args.read_only,
-        shm_size=args.shm_size if args.given("shm-size") else default.shm_size,
+        shm_size=args.shm_size or default.shm_size,
         cap_add=tuple(args.cap_add),
         cap_drop=tuple(args.cap_drop),
         privileged=args.privileged,
         security_opt=tuple(args.security_opt),
-        userns="private" if args.userns == "private" else "",
         ulimits=tuple(parse_ulimit(text) for text in args.ulimit),
         sysctls=dict(_pair(text, "sysctl") for text in args.sysctl),
         devices=tuple(args.device),
@@ -177,6 +196,14 @@ def _storage_size(texts: list[str]) -> int:
         if size <= 0:
             raise UsageError(f"invalid size {value!r} for --storage-opt")
     return size
+
+
+def _rights(args: Arguments, image: str) -> dict[str, Any]:
+    if not any(args.given(flag.name) for flag in RIGHTS_FLAGS):
+        return {"image": image}
+    from nacre.cli.rights import fields
+
+    return {"image": image, **fields(args, image)}
 
 
 def attached_streams(args: Arguments) -> frozenset[str]:
@@ -262,8 +289,6 @@ def _labels(texts: list[str], files: list[str]) -> dict[str, str]:
 def _network(text: str) -> str:
     if "=" in text:
         raise UsageError(f"--network {text}: options of a network are not supported", hint="Give only the network's name.")
-    if text.startswith("container:"):
-        raise UsageError("--network container:... is not supported by this version")
     return "bridge" if text == "default" else text
 
 

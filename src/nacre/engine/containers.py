@@ -57,10 +57,11 @@ class Containers:
         self._lifecycle.sweep()
         if spec.storage_size:
             self._core.rootfs.check_size(spec.storage_size, disk=spec.isolation is Level.VM)
-        image = self._image_for(spec.image, pull=pull, progress=progress)
+        spec, borrowed = merge.completed(self._core, spec)
+        image = merge.PLAIN if spec.rootfs else self._image_for(spec.image, pull=pull, progress=progress)
         identifier = names.new_id()
         ports = merge.published(spec, image.config)
-        spec = spec.replace(ports=ports, mounts=merge.image_volumes(spec, image.config))
+        spec = spec.replace(ports=ports, mounts=merge.image_volumes(spec, image.config, tuple(mount.target for mount in borrowed)))
         record = Record(
             id=identifier,
             name=spec.name or names.suggest(identifier, 0),
@@ -76,12 +77,13 @@ class Containers:
         claim = None
         # The verb lock is taken before the row exists: a sweeper that sees a pending row with free locks knows its maker is dead.
         with self._core.images.hold(), self._lifecycle.birth(identifier):
-            self._core.images.resolve(image.id)  # nobody may have removed it in between; from the row on it is in use
-            record = self._insert(record, named=bool(spec.name), pending=pending)
+            if image.id:
+                self._core.images.resolve(image.id)  # nobody may have removed it in between; from the row on it is in use
+            record = self._insert(record.replace(mounts=(*record.mounts, *borrowed)), named=bool(spec.name), pending=pending)
             try:
                 claim = self._lifecycle.claim(identifier) if pending else None
                 if spec.mounts:
-                    record = record.replace(mounts=self._mounts(record, image))
+                    record = record.replace(mounts=(*merge.with_options(spec, self._mounts(record, image)), *borrowed))
                     with self._core.database.together():
                         self._core.database.put(record, active=False, pending=pending)
                         self._core.container_event(record, "create")

@@ -119,8 +119,17 @@ class Lifecycle:
             endpoint=record.endpoint or Endpoint(network="none"),
             spec=record.spec,
             mounts=record.mounts,
-            owner=BLOCK_BASE + block * BLOCK,
+            owner=self._owner(record.spec, block),
         )
+
+    def _owner(self, spec: ContainerSpec, block: int) -> int:
+        """The host's id of the container's root, in the user namespace that it has or shares; 0 = the host's root."""
+        if spec.userns.startswith("container:"):
+            from nacre.engine import sharing
+
+            mode, block = sharing.users(self.core, spec, block)
+            return 0 if mode == "keep-id" else BLOCK_BASE + block * BLOCK
+        return BLOCK_BASE + block * BLOCK
 
     # -- the recipe ----------------------------------------------------------------------------------------------------
 
@@ -142,22 +151,16 @@ class Lifecycle:
             self.use_volumes(record)
             if record.spec.auto_remove:
                 rootfs = core.rootfs.transient(rootfs)
-            # 3. the network: at every level a namespace with one end of a veth pair in it
-            endpoint, reserved = core.network.attach(
-                record.id,
-                record.spec.network,
-                hostname(record.spec, record.id),
-                record.spec.ports,
-                dns=record.spec.dns,
-                search=record.spec.dns_search,
-                options=record.spec.dns_options,
-            )
+            # 3. the network: at every level a namespace with one end of a veth pair in it, or another container's
+            endpoint, reserved = self._attach(record)
             for fd in reserved:
                 undo.callback(os.close, fd)
             # 4. the sandbox: an empty one with a stem that answers
             process = record.process.replace(rows=rows, columns=columns)
             record = record.replace(rootfs=rootfs, endpoint=endpoint, process=process, error="", pid=0, main=0)
-            sandbox = self.sandbox(record, block)
+            held = ExitStack()
+            undo.callback(held.close)
+            sandbox = self._joined(self.sandbox(record, block), held)
             if isinstance(level, Tapped) and endpoint.interface:
                 core.network.tap(endpoint, level.tap_owner(sandbox))
             lock = self._open_sandbox(sandbox)
@@ -180,6 +183,7 @@ class Lifecycle:
                 core.container_event(record, "start")
             undo.pop_all()
         self._accompany(record)
+        held.close()
         lock.release()  # ours; the stem's copy keeps it held
         for fd in reserved:
             os.close(fd)
@@ -190,10 +194,12 @@ class Lifecycle:
 
     def plan(self, record: Container, sandbox: Sandbox, level: Driver) -> Spawn:
         """The main process's plan with everything the stem keeps for it."""
+        record, sandbox = self._with_cdi(record, sandbox)
         spec, endpoint = record.spec, sandbox.endpoint
         base = _read_text("/etc/hosts") if spec.network == "host" else ""
-        etc = Etc(
-            hosts=files.hosts(sandbox.hostname, endpoint.address, extra=spec.extra_hosts, gateway=endpoint.gateway, base=base),
+        name = f"{sandbox.hostname}.{spec.domainname}" if spec.domainname else sandbox.hostname
+        etc = self._shared_etc(spec) or Etc(
+            hosts=files.hosts(name, endpoint.address, extra=spec.extra_hosts, gateway=endpoint.gateway, base=base),
             resolv=files.resolv_conf(endpoint.dns, endpoint.search, endpoint.options),
             hostname=files.hostname(sandbox.hostname),
         )
@@ -206,13 +212,68 @@ class Lifecycle:
             made = logdrivers.keep(made, spec.log)
         return made
 
+    def _attach(self, record: Container) -> tuple[Endpoint, list[int]]:
+        """The container's place on its network, and the descriptors that keep it."""
+        spec = record.spec
+        if spec.network.startswith("container:"):
+            from nacre.engine import sharing
+
+            return sharing.endpoint(self.core, spec), []
+        return self.core.network.attach(
+            record.id,
+            spec.network,
+            hostname(spec, record.id),
+            spec.ports,
+            dns=spec.dns,
+            search=spec.dns_search,
+            options=spec.dns_options,
+        )
+
+    def _joined(self, sandbox: Sandbox, held: ExitStack) -> Sandbox:
+        """The sandbox with what is found or opened for this start: others' namespaces, layers of images, parts of volumes."""
+        spec = sandbox.spec
+        if any(mode.startswith("container:") for mode in (spec.network, spec.pid, spec.ipc, spec.uts, spec.userns)):
+            from nacre.engine import sharing
+
+            sandbox = sandbox.replace(joins=sharing.join(self.core, spec, held))
+        if any(mount.kind == "image" or len(mount.options) > 1 for mount in sandbox.mounts):
+            from nacre.engine import mounts
+
+            sandbox = sandbox.replace(mounts=mounts.current(self.core, sandbox.mounts))
+        return sandbox
+
+    def _with_cdi(self, record: Container, sandbox: Sandbox) -> tuple[Container, Sandbox]:
+        """The record and the sandbox of this start with what CDI devices change beside their nodes."""
+        if not (record.spec.gpus or record.spec.devices):
+            return record, sandbox
+        from nacre.isolation import devices
+
+        changed = devices.edits(record.spec)
+        if not changed:
+            return record, sandbox
+        process = record.process
+        process = process.replace(env=(*process.env, *changed.env), groups=(*process.groups, *changed.groups))
+        return record.replace(process=process), sandbox.replace(mounts=(*sandbox.mounts, *changed.mounts))
+
+    def _shared_etc(self, spec: ContainerSpec) -> Etc | None:
+        """The files of /etc of the container whose network is shared; None when none is."""
+        if not spec.network.startswith("container:"):
+            return None
+        from nacre.engine import sharing
+
+        return Etc(hosts=b"", resolv=b"", hostname=b"", source=sharing.etc_directory(self.core, spec))
+
     @contextmanager
     def files_sandbox(self, record: Container, block: int) -> Iterator[Sandbox]:
         """A sandbox over a stopped container's root file system, in which nothing of its image runs; the caller holds the verb lock.
 
         It has a name of its own, so that nobody takes the container for running. Gone when the context ends.
         """
-        spec = record.spec.replace(network="none", ports=(), sysctls={}, read_only=False)
+        users = "private" if record.spec.userns.startswith("container:") else record.spec.userns
+        spec = record.spec.replace(
+            network="none", ports=(), sysctls={}, read_only=False, userns=users, pid="", ipc="", uts="", cgroupns="", domainname="",
+            init=False, devices=(), gpus=(),
+        )  # fmt: skip
         record = record.replace(id=f"{record.id}{FILES}", spec=spec, endpoint=None, rootfs=self._rootfs(record, block))
         level = driver(spec.isolation)
         sandbox = self.sandbox(record, block).replace(state=self.core.layout.container(record.id.removesuffix(FILES)))
@@ -229,7 +290,8 @@ class Lifecycle:
             channel = level.start(sandbox, keep=(lock.fd, *held), exit_command=(), custody=True)
             undo.callback(channel.close)
             process = ProcessSpec(args=("pause",))
-            plan = container_plan(sandbox, process, level.place(sandbox), Security(capabilities=ALL_CAPABILITIES, masked=False), (), Etc())
+            open_to_all = Security(capabilities=ALL_CAPABILITIES, hidden=(), read_only=())
+            plan = container_plan(sandbox, process, level.place(sandbox), open_to_all, (), Etc())
             setup = plan.ops[: next(index for index, item in enumerate(plan.ops) if item.code is Code.PIVOT) + 1]
             channel.spawn(plan.replace(ops=(*setup, op(Code.DEATH, 9), op(Code.BUILTIN, 1, "pause"))))
             yield sandbox
@@ -237,6 +299,10 @@ class Lifecycle:
             channel.shutdown(timeout=ENDING)
 
     def _rootfs(self, record: Container, block: int) -> Rootfs:
+        if record.spec.rootfs:
+            from nacre.engine import mounts
+
+            return mounts.plain_rootfs(self.core, record.id, record.spec)
         image = self.core.images.resolve(record.image_id)
         diff_ids = tuple(layer.diff_id for layer in image.layers)
         disk = record.spec.isolation is Level.VM
@@ -604,13 +670,12 @@ class Lifecycle:
 
 
 def requested_devices(spec: ContainerSpec) -> list[Device]:
-    """Device nodes a container gets beyond the defaults. Privileged containers get every device of the host's /dev.
+    """Device nodes a container gets beyond the defaults, as they are now. Raises as `nacre.isolation.devices.requested`."""
+    if not (spec.devices or spec.gpus or spec.privileged):
+        return []
+    from nacre.isolation import devices
 
-    Raises Conflict when a named device does not exist.
-    """
-    if spec.privileged and spec.isolation is Level.PROCESS:
-        return list(_host_devices())
-    return [_device(*_device_words(text)) for text in spec.devices]
+    return devices.requested(spec)
 
 
 def _device_words(text: str) -> Sequence[str]:
@@ -654,7 +719,7 @@ def _mounted_volumes(record: Container) -> Iterator[str]:
 
 def hostname(spec: ContainerSpec, identifier: str) -> str:
     """The name a container goes by: asked for, the host's (network host), or the short id."""
-    return spec.hostname or (os.uname().nodename if spec.network == "host" else identifier[:12])
+    return spec.hostname or (os.uname().nodename if "host" in (spec.network, spec.uts) else identifier[:12])
 
 
 def _read_text(path: str) -> str:

@@ -8,9 +8,14 @@ import posixpath
 from nacre.errors import InvalidArgument
 from nacre.isolation import security
 from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec
-from nacre.model.image import ImageConfig
+from nacre.model.image import Image, ImageConfig
 from nacre.model.network import PortMapping
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nacre.engine.core import Core
+
+PLAIN = Image(id="", digest="")  # in place of an image, where a directory is the root file system
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -60,6 +65,10 @@ def working_dir(path: str) -> str:
 def validate(spec: ContainerSpec) -> list[str]:
     """Refuse what cannot work; answers with warnings about what will be different. Raises InvalidArgument."""
     security.check(spec)
+    if spec.rootfs:
+        from nacre.engine import mounts
+
+        mounts.check_rootfs(spec)
     if spec.restart.name != "no":
         from nacre.engine import restart
 
@@ -88,9 +97,42 @@ def validate(spec: ContainerSpec) -> list[str]:
     return found
 
 
-def image_volumes(spec: ContainerSpec, config: ImageConfig) -> tuple[MountSpec, ...]:
-    """The caller's mounts and an anonymous volume for every VOLUME of the image that none of them covers."""
-    covered = {posixpath.normpath(mount.target) for mount in spec.mounts}
+
+def completed(core: Core, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[BoundMount, ...]]:
+    """The spec with what it names found and fixed: other containers by their ids, the content of a seccomp profile, devices.
+
+    Answers with the mounts that are there already as well: of other containers and images. Raises NotFound, InvalidArgument, Unsupported.
+    """
+    borrowed: tuple[BoundMount, ...] = ()
+    if spec.security_opt:
+        spec = security.embedded(spec)
+    if any(mode.startswith("container:") for mode in (spec.network, spec.pid, spec.ipc, spec.uts, spec.userns)):
+        from nacre.engine import sharing
+
+        spec = sharing.resolve(core, spec)
+    if spec.devices or spec.gpus or spec.device_rules:
+        from nacre.isolation import devices
+
+        devices.check(spec)
+    if spec.volumes_from or any(item.options or item.kind == "image" for item in spec.mounts):
+        from nacre.engine import mounts
+
+        borrowed = mounts.borrowed(core, spec)
+        spec, images = mounts.prepared(core, spec)
+        borrowed += images
+    return spec, borrowed
+
+
+def with_options(spec: ContainerSpec, made: tuple[BoundMount, ...]) -> tuple[BoundMount, ...]:
+    """The mounts of a spec, made, with those options of volumes that are heeded when the container starts."""
+    kept = [tuple(option for option in item.options if option != "nocopy" and not option.startswith("label=")) for item in spec.mounts]
+    pairs = zip(made, kept, strict=True)
+    return tuple(mount.replace(options=(*mount.options, *more)) if mount.kind == "volume" else mount for mount, more in pairs)
+
+
+def image_volumes(spec: ContainerSpec, config: ImageConfig, borrowed: tuple[str, ...] = ()) -> tuple[MountSpec, ...]:
+    """The caller's mounts and an anonymous volume for every VOLUME of the image that none of them, nor of those borrowed, covers."""
+    covered = {posixpath.normpath(path) for path in (*(mount.target for mount in spec.mounts), *borrowed)}
     extra = [MountSpec(kind="volume", target=path) for path in config.volumes if posixpath.normpath(path) not in covered]
     return (*spec.mounts, *extra)
 

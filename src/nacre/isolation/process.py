@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from nacre.errors import Denied, HostError, SandboxError, Unsupported
 from nacre.isolation import Adjustable, Driver, Pausable
 from nacre.isolation.channel import Channel
-from nacre.isolation.plan import Place
+from nacre.isolation.plan import SAFE, Place, layer_ops, shm_options
 from nacre.linux import cgroups, devices
-from nacre.model.container import ContainerSpec, LayerMount, Resources, Rootfs, Sandbox, Stats
-from nacre.model.plan import MS_BIND, MS_RDONLY, MS_REC, Code, Op, op
+from nacre.linux.files import explained
+from nacre.model.container import ContainerSpec, Resources, Rootfs, Sandbox, Stats
+from nacre.model.plan import MS_BIND, MS_REC, Code, Op, op
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from nacre.isolation.groups import Group
 
 GREETING = 10.0
+SHM = "shm"  # in the directory of a sandbox whose shared memory others may join
+CONTAINER, IDENTITY = "container:", "0 0 4294967295\n"
 
 
 def stem_path() -> str:
@@ -78,6 +81,8 @@ class Process(Driver, Adjustable, Pausable):
         if not is_host_root():
             _check_user(sandbox.spec)
         make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
+        if sandbox.spec.ipc == "shareable":
+            share_memory(sandbox)
         launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         channel.hello(timeout=GREETING)
@@ -89,16 +94,21 @@ class Process(Driver, Adjustable, Pausable):
         group = find_group(sandbox.id, sandbox.directory)
         if not group.procs_paths():  # it was never started, and somebody wants to know how it would be
             group = _planned(sandbox, where)
-        block = sandbox.owner if sandbox.spec.userns == "private" else 0
+        mode = sandbox.spec.userns
+        block = sandbox.owner if mode not in ("", "host", "keep-id") else 0
         return Place(
             stage=f"{sandbox.directory}/stage",
             scratch=f"{sandbox.state}/etc",
             rootfs=tuple(rootfs_ops(sandbox.rootfs, block=block)),
             join=group.procs_paths(),
             cgroup=cgroup_mounts(cgroups.layout()),
-            netns=sandbox.endpoint.netns,
+            netns=sandbox.joins.get("net", sandbox.endpoint.netns),
+            configure=not sandbox.spec.network.startswith(CONTAINER),
             oom=group.oom_file(),
             user_block=block,
+            users=sandbox.joins.get("user") or (IDENTITY if mode not in ("", "host") and not block else ""),
+            shm=_shared_memory(sandbox),
+            stem=stem_path() if sandbox.spec.init else "",
             nodes=root,
             sysfs=root or bool(sandbox.endpoint.netns),
         )
@@ -138,6 +148,38 @@ class Process(Driver, Adjustable, Pausable):
     def clean(self, identifier: str, directory: str = "") -> None:
         """Kill what is left and remove the cgroups. Idempotent."""
         clean_group(identifier, directory)
+        if directory:
+            release(directory)
+
+
+def _shared_memory(sandbox: Sandbox) -> str:
+    """The directory of the host that is /dev/shm of the container; "" = none, it makes its own."""
+    mode = sandbox.spec.ipc
+    if mode.startswith(CONTAINER):
+        return f"{os.path.dirname(sandbox.directory)}/{mode.removeprefix(CONTAINER)}/{SHM}"
+    return {"host": "/dev/shm", "shareable": f"{sandbox.directory}/{SHM}"}.get(mode, "")
+
+
+def share_memory(sandbox: Sandbox) -> None:
+    """Mount the tmpfs that a container shares with those that join its IPC namespace. It outlives the container's mount namespace."""
+    from nacre.linux.kernel import mount
+
+    path = f"{sandbox.directory}/{SHM}"
+    os.makedirs(path, exist_ok=True)
+    owner = sandbox.owner if sandbox.spec.userns not in ("", "host", "keep-id") else 0
+    with explained(f"mount the shared memory of container {sandbox.id[:12]}"):
+        mount("shm", path, "tmpfs", SAFE, shm_options(sandbox.spec.shm_size, owner))
+
+
+def release(directory: str) -> None:
+    """Unmount what was mounted on the host for the sandbox in `directory`. Idempotent. Raises HostError."""
+    path = f"{directory}/{SHM}"
+    if not os.path.ismount(path):
+        return
+    from nacre.linux.namespaces import unmount
+
+    with explained(f"unmount {path}"):
+        unmount(path)
 
 
 def is_host_root() -> bool:
@@ -259,11 +301,14 @@ def delegated_only() -> Iterator[None]:
 
 
 def device_rules(spec: ContainerSpec) -> tuple[devices.DeviceRule, ...] | None:
-    """The devices a container may open: the defaults and what it asked for (HOST[:CONTAINER[:ACCESS]]); None = every one."""
+    """What a container may do with devices: the defaults and what it asked for; None = everything."""
     if spec.privileged:
         return None
-    asked = (text.split(":") for text in spec.devices)
-    return (*devices.DEFAULT_DEVICES, *(devices.rule_for(words[0], words[2] if len(words) > 2 else "rwm") for words in asked))
+    if not (spec.devices or spec.gpus or spec.device_rules):
+        return devices.DEFAULT_DEVICES
+    from nacre.isolation.devices import rules
+
+    return rules(spec)
 
 
 def cgroup_mounts(layout: cgroups.Layout) -> tuple[tuple[str, str, str, str], ...]:
@@ -300,7 +345,7 @@ def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
     if rootfs.tree:
         return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if block else [])]
     for number, layer in enumerate(rootfs.layers):
-        ops += _layer_ops(layer, f"l{number}", idmapped=bool(block))
+        ops += layer_ops(layer, f"l{number}", idmapped=bool(block))
     # Short relative names: the options of a mount must fit in one page, however many layers there are.
     lower = ":".join(f"l{number}" for number in reversed(range(len(rootfs.layers))))
     ops += [op(Code.MKDIR, "u", 0o755), op(Code.BIND, rootfs.upper, "u", MS_BIND)]
@@ -309,15 +354,6 @@ def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
         ops.append(op(Code.CHOWN, "u/upper", block, block))
     options = f"lowerdir={lower},upperdir=u/upper,workdir=u/work{',' if rootfs.options else ''}{rootfs.options}"
     return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, options)]
-
-
-def _layer_ops(layer: LayerMount, name: str, *, idmapped: bool) -> list[Op]:
-    ops = [op(Code.MKDIR, name, 0o755)]
-    if layer.format == "erofs":
-        ops.append(op(Code.IMAGE, layer.path, name, "erofs", MS_RDONLY, ""))
-    else:
-        ops.append(op(Code.BIND, layer.path, name, MS_BIND | MS_RDONLY))
-    return [*ops, op(Code.IDMAP, name)] if idmapped else ops
 
 
 def reap_command(root: str, run_directory: str, identifier: str) -> list[str]:

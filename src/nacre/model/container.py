@@ -213,7 +213,10 @@ class Rootfs(Value):
 
 
 class BoundMount(Value):
-    """A mount resolved to this host. source: absolute host path ("" for tmpfs); is_dir of the source. options: see `MountSpec`."""
+    """A mount resolved to this host. source: absolute host path ("" for tmpfs); is_dir of the source.
+
+    options: see `MountSpec`, after name=VOLUME; layers: of an image (kind image; source is its id), base first.
+    """
 
     target: str
     kind: str = "bind"
@@ -221,6 +224,7 @@ class BoundMount(Value):
     read_only: bool = False
     is_dir: bool = True
     options: tuple[str, ...] = ()
+    layers: tuple[LayerMount, ...] = ()
 
 
 class Container(Value):

@@ -129,8 +129,11 @@ def layer_sizes(paths: Sequence[str]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def rootfs_ops(rootfs: Rootfs) -> tuple[Op, ...]:
-    """Operations in the guest that put the root file system at `root` below the working directory: layers, upper disk, overlay."""
+def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> tuple[Op, ...]:
+    """Operations in the guest that put the root file system at `root` below the working directory: layers, upper disk, overlay.
+
+    block: first id of the container's user namespace, which layers are mapped into; 0 = it has none.
+    """
     count = len(layer_paths(rootfs))
     ops = [op(Code.MKDIR, name, 0o755) for name in ("root", "u", *(f"l{number}" for number in range(count)))]
     ops += (op(Code.IMAGE, f"/dev/vda{number + 1}", f"l{number}", "erofs", MS_RDONLY, "") for number in range(count))
@@ -138,4 +141,6 @@ def rootfs_ops(rootfs: Rootfs) -> tuple[Op, ...]:
     ops.append(op(Code.IMAGE, "/dev/vdb", "u", "ext4", 0, "discard,noinit_itable"))
     # Short relative names: the options of a mount must fit in one page.
     lower = ":".join(f"l{number}" for number in reversed(range(count)))
+    if block:
+        ops += [*(op(Code.IDMAP, f"l{number}") for number in range(count)), op(Code.CHOWN, "u/upper", block, block)]
     return (*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=u/upper,workdir=u/work"))

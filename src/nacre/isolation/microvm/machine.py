@@ -19,10 +19,10 @@ from nacre.isolation import Adjustable, Driver, Explaining, Pausable, Tapped, li
 from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
-from nacre.isolation.plan import Place, guest_cgroup_ops
-from nacre.isolation.process import clean_group, find_group, is_host_root, launch, make_group, stem_path
+from nacre.isolation.plan import PARTS, Place, guest_cgroup_ops, part_ops, subpath
+from nacre.isolation.process import IDENTITY, clean_group, find_group, is_host_root, launch, make_group, stem_path
 from nacre.linux import userns
-from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule, rule_for
+from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
 from nacre.linux.files import explained
 from nacre.linux.netns import DEFAULT_SYSCTLS
 from nacre.model.container import BoundMount, Resources, Sandbox, Stats
@@ -46,6 +46,7 @@ LOST = "lost"  # written by the relay: docs/stem-protocol.md, "Frames"
 # In the guest. The stage is a directory of the initramfs.
 STAGE, SCRATCH = "/stage", "/run/nacre/etc"
 GROUP = "/sys/fs/cgroup/container"
+USER_BLOCK = 0x1000_0000  # first id of a container's own user namespace; a guest has one container's files
 
 # What the monitor opens before it is confined (tun), and what hardware virtualisation needs.
 _DEVICES = (*DEFAULT_DEVICES, DeviceRule(kind="c", major=10, minor=200), DeviceRule(kind="c", major=10, minor=232))
@@ -77,6 +78,7 @@ class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
         """
         _check_network(sandbox)
         _check_devices(sandbox)
+        _check_users(sandbox)
         binds = _binds(sandbox)
         facts = accel.Facts(os.path.dirname(os.path.dirname(sandbox.directory)))
         kernel = kernels.find(sandbox.spec.kernel)
@@ -119,16 +121,20 @@ class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
         """How the container plan looks in the guest."""
         resources = sandbox.spec.resources
         binds = _binds(sandbox)
+        block = USER_BLOCK if sandbox.spec.userns == "private" else 0
         setup = (op(Code.TIME, time.time_ns()), *_sysctl_ops(sandbox), *guest_cgroup_ops(GROUP, limits.guest_files(resources)))
         return Place(
             stage=STAGE,
             scratch=SCRATCH,
-            rootfs=(*disks.rootfs_ops(sandbox.rootfs), *_share_ops(binds)),
+            rootfs=(*disks.rootfs_ops(sandbox.rootfs, block=block), *_share_ops(binds)),
             join=(f"{GROUP}/cgroup.procs",),
             cgroup_setup=setup,
             cgroup=(("cgroup2", "cgroup2", "", ""),),
             binds={mount.target: _bind_ops(number, mount) for number, mount in enumerate(binds)},
             oom=f"{GROUP}/memory.events",
+            user_block=block,
+            users=IDENTITY if sandbox.spec.userns == "keep-id" else "",
+            stem="/init",
             devtmpfs=True,
         )
 
@@ -231,12 +237,26 @@ def _check_network(sandbox: Sandbox) -> None:
 
 def _check_devices(sandbox: Sandbox) -> None:
     """A guest has the devices that every kernel has, by the same numbers; those with hardware behind them stay with the host."""
-    for rule in (rule_for(text.partition(":")[0]) for text in sandbox.spec.devices):
-        if rule.kind == "b" or rule.major not in _KERNEL_DEVICES:
-            raise Unsupported(
-                "a virtual machine cannot be given a device of the host: " + ", ".join(sandbox.spec.devices),
-                hint="use --isolation process for it; a directory of a disk can be mounted with -v",
-            )
+    spec = sandbox.spec
+    if not (spec.devices or spec.gpus):
+        return
+    from nacre.isolation.devices import requested, wants_cdi
+
+    if wants_cdi(spec) or any(device.kind == "b" or device.major not in _KERNEL_DEVICES for device in requested(spec)):
+        raise Unsupported(
+            "a virtual machine cannot be given a device of the host: "
+            + ", ".join((*spec.devices, *(f"--gpus {text}" for text in spec.gpus))),
+            hint="use --isolation process for it; a directory of a disk can be mounted with -v",
+        )
+
+
+def _check_users(sandbox: Sandbox) -> None:
+    """A guest sees volumes through 9p, which cannot be id-mapped."""
+    if sandbox.spec.userns not in ("", "host") and any(mount.kind == "volume" for mount in sandbox.mounts):
+        raise Unsupported(
+            f"--userns {sandbox.spec.userns}: a volume cannot be mapped into a user namespace of a virtual machine",
+            hint="leave --userns out: the machine has a kernel of its own; or use --isolation process",
+        )
 
 
 def _binds(sandbox: Sandbox) -> tuple[BoundMount, ...]:
@@ -429,5 +449,7 @@ def _share_ops(binds: Sequence[BoundMount]) -> tuple[Op, ...]:
 def _bind_ops(number: int, mount: BoundMount) -> tuple[Op, ...]:
     """Bind one of them into the container."""
     target = f"%{mount.target}"
+    if subpath(mount):
+        return tuple(part_ops(mount, PARTS + number, f"{STAGE}/binds/{number}", f"{STAGE}/root"))
     made = op(Code.MKDIR, target, 0o755) if mount.is_dir else op(Code.TOUCH, target, 0o644)
     return made, op(Code.BIND, f"{STAGE}/binds/{number}", target, MS_BIND | MS_REC | (MS_RDONLY if mount.read_only else 0))
