@@ -25,7 +25,8 @@ from nacre.testing.network import HOST_ADDRESS, REMOTE_ADDRESS, Lab, ask, serve
 
 SOURCE = Path(__file__).resolve().parents[2]
 PROGRAMS = ("useradd", "newuidmap", "newgidmap")
-FIRST, COUNT = 2_000_000_000, 65536  # subordinate ids that no account of a real host has
+COUNT = 65536
+FIRST = 2_000_000_000 + os.getpid() % 30_000 * COUNT  # subordinate ids that no account of a real host has, nor of another run
 
 pytestmark = pytest.mark.skipif(
     any(not shutil.which(name) for name in PROGRAMS), reason="no uidmap; run: scripts/install-dependencies run test"
@@ -304,6 +305,35 @@ def test_containers_outlive_what_keeps_the_namespaces(user: User) -> None:
     assert names(user) == f"web Exited (137) {names(user).rpartition(') ')[2]}"
     user("start", "web")
     assert http("127.0.0.1", 8081) == "page\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay", "fuse-overlayfs", "vfs"])
+def test_storage_drivers(user: User, driver: str) -> None:
+    """Every driver that a user namespace may have: files of several owners, what is deleted stays so, nothing is left."""
+    if driver == "fuse-overlayfs" and not shutil.which(driver):
+        pytest.skip("no fuse-overlayfs; run: scripts/install-dependencies test")
+    storage = ("--storage-driver", driver)
+    assert user(*storage, "info", "--format", "{{.Driver}}").stdout == f"{driver}\n"
+    user(*storage, "run", "-d", "--name", driver, "--network", "none", "box", "sleep", "1000")
+    change = "rm /bin/vi && rm -r /home && mkdir /home && echo mine > /home/file && chown 1000:2000 /home/file && stat -c %u:%g /home/file"
+    assert user("exec", driver, "sh", "-c", change).stdout == "1000:2000\n"
+    user("restart", "-t", "0", driver)
+    assert user("exec", driver, "sh", "-c", "ls /home; ls /bin/vi 2>/dev/null; stat -c %u:%g /home/file /bin/sh").stdout.split() == [
+        "file", "1000:2000", "0:0",
+    ]  # fmt: skip
+    assert user("inspect", "--format", "{{.Driver}}", driver).stdout == f"{driver}\n"
+    user("rm", "-f", driver)
+    assert os.listdir(user.home / ".local/share/nacre/containers") == []
+
+
+def test_volumes_that_are_mounts(user: User) -> None:
+    """In memory, seen by all of the user's commands, and gone with the last container that uses it."""
+    user("volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m", "memory")
+    user("run", "-d", "--name", "one", "--network", "none", "-v", "memory:/data", "box", "sh", "-c", "echo shared > /data/file; sleep 1000")
+    assert user("run", "--rm", "--network", "none", "-v", "memory:/data", "box", "cat", "/data/file").stdout == "shared\n"
+    user("rm", "-f", "one")
+    assert user("run", "--rm", "--network", "none", "-v", "memory:/data", "box", "ls", "/data").stdout == ""
+    user("volume", "rm", "memory")
 
 
 def test_many_at_once_make_one_home(user: User) -> None:
