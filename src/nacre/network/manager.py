@@ -22,13 +22,13 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from nacre.errors import Denied, HostError, InvalidArgument, NoSpace, NotFound, Unsupported
+from nacre.errors import Denied, HostError, InvalidArgument, NoSpace, NotFound
 from nacre.linux import netns
 from nacre.linux.netlink import Netlink
 from nacre.model.network import Endpoint, Network, PortMapping
 from nacre.model.value import Value
 from nacre.network import ports as host_ports
-from nacre.network import rules
+from nacre.network import rules, splice
 from nacre.network.addresses import Subnet, to_int
 from nacre.network.bridge import Bridge
 from nacre.network.files import STUB, Resolver, needs_stub, resolver
@@ -36,7 +36,7 @@ from nacre.network.leases import Leases
 from nacre.store.lock import Lock, is_locked
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
-INTERFACE, TAP, SPLICE = "eth0", "tap0", "splice0"
+INTERFACE = "eth0"
 _PATIENCE = 60  # seconds to wait for another process; its longest step, making the bridge, takes milliseconds
 
 # Networks that exist everywhere; their ids are fixed, as nothing about them is chosen.
@@ -127,24 +127,7 @@ class NetworkManager:
         owner: uid that may attach to the tap. Returns the tap's name, "" when the endpoint has loopback only (the machine gets no
         network device). The machine is to use the endpoint's MAC and MTU. Idempotent. Raises Unsupported for the network host.
         """
-        if not endpoint.netns:
-            raise Unsupported(
-                "a virtual machine cannot share the network of the host", hint="use --network bridge with -p, or --network none"
-            )
-        if not endpoint.interface:
-            return ""
-        netns.create_tap(endpoint.netns, TAP, owner)
-        with Netlink(endpoint.netns) as inner:
-            ends = inner.index(endpoint.interface), inner.index(TAP)
-            inner.set_link(ends[1], mtu=endpoint.mtu)
-            try:
-                inner.redirect(*ends)
-                inner.redirect(*reversed(ends))
-            except HostError:
-                _join(inner, endpoint, ends)
-            for index in ends:
-                inner.set_link(index, up=True)
-        return TAP
+        return splice.tap(endpoint, owner)
 
     def networks(self) -> tuple[Network, ...]:
         """Every network. The id and subnet of `bridge` are "" before its first use."""
@@ -430,19 +413,3 @@ def _close_all(descriptors: list[int]) -> None:
     for fd in descriptors:
         os.close(fd)
     descriptors.clear()
-
-
-def _join(inner: Netlink, endpoint: Endpoint, ends: tuple[int, int]) -> None:
-    """The splice for kernels without redirection: a bridge inside the namespace.
-
-    The machine has the interface's MAC, and a bridge keeps frames for a port's own MAC to itself, so the interface gets another one.
-    """
-    first, _, rest = endpoint.mac.partition(":")
-    other = f"{int(first, 16) ^ 0x04:02x}:{rest}"
-    inner.create_bridge(SPLICE, other, endpoint.mtu)
-    bridge = inner.index(SPLICE)
-    inner.set_link(ends[0], mac=other, master=bridge)
-    # The host's hairpin port returns the machine's broadcasts; from them the bridge would learn the machine on the wrong side.
-    inner.set_port(ends[0], learning=False)
-    inner.set_link(ends[1], master=bridge)
-    inner.set_link(bridge, up=True)
