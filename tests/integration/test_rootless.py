@@ -329,7 +329,8 @@ def test_storage_drivers(user: User, driver: str) -> None:
 def test_volumes_that_are_mounts(user: User) -> None:
     """In memory, seen by all of the user's commands, and gone with the last container that uses it."""
     user("volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m", "memory")
-    user("run", "-d", "--name", "one", "--network", "none", "-v", "memory:/data", "box", "sh", "-c", "echo shared > /data/file; sleep 1000")
+    user("run", "-d", "--name", "one", "--network", "none", "-v", "memory:/data", "box", "sleep", "1000")
+    user("exec", "one", "sh", "-c", "echo shared > /data/file")
     assert user("run", "--rm", "--network", "none", "-v", "memory:/data", "box", "cat", "/data/file").stdout == "shared\n"
     user("rm", "-f", "one")
     assert user("run", "--rm", "--network", "none", "-v", "memory:/data", "box", "ls", "/data").stdout == ""
