@@ -395,7 +395,7 @@ def test_maps_in_answers_may_lack_a_key() -> None:
 
 
 def test_logs(nacre_: Nacre) -> None:
-    nacre_("run", "--name", "job", "-l", "a=b", "box", "echo", "hello")
+    nacre_("run", "--name", "job", "-l", "a=b", "-l", "c=d", "--log-opt", "labels=a", "box", "echo", "hello")
     assert nacre_("logs", "job").out == "hello\n"
     stamped = nacre_("logs", "-t", "--details", "job").out
     assert stamped.endswith("Z a=b hello\n")

@@ -14,7 +14,7 @@ from nacre.cli.spec import container_spec
 from nacre.engine import Engine, helpers, restart
 from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec
-from nacre.model.life import HealthConfig, RestartPolicy
+from nacre.model.life import HealthConfig, LogConfig, RestartPolicy
 from nacre.testing.engine import fake_engine
 
 
@@ -85,3 +85,10 @@ def test_health_in_ps_and_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert main(["ps", "--filter", f"health={value}", "--format", "{{.Names}}"]) == 0
             assert capsys.readouterr().out == names
         assert main(["ps", "--filter", "health=fine"]) == 125
+
+
+def test_log_flags() -> None:
+    made = spec("--log-driver", "syslog", "--log-opt", "tag=x=y", "--log-opt", "labels=a", "box").log
+    assert made == LogConfig(driver="syslog", options={"tag": "x=y", "labels": "a"})
+    with pytest.raises(UsageError, match="expected name=value"):
+        spec("--log-opt", "max-size", "box")

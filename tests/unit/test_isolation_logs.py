@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nacre.isolation import logs
-from nacre.isolation.logs import LogRecord, read_logs
+from nacre.isolation.logs import LogRecord, Reader, read_logs
 from nacre.wire.stem import LOG_HEAD
 
 SECOND = 1_000_000_000
@@ -194,3 +197,70 @@ def test_tail_then_follow_repeats_nothing(path: Path, script: Callable[..., Call
 def test_until_ends_what_is_stored_but_not_the_position(path: Path, script: Callable[..., Callable[[], bool]]) -> None:
     path.write_bytes(record(1, b"1") + record(9, b"9"))
     assert text(path, until=5.0, alive=script(append(path, record(10, b"10")))) == b"1"
+
+
+# -- many files ----------------------------------------------------------------------------------------------------------
+
+
+def test_rotated_files_are_read_from_the_oldest_compressed_or_not(path: Path) -> None:
+    for number in range(1, 12):
+        data = record(12 - number, b"%d\n" % (12 - number))
+        if number > 2:
+            path.with_name(f"log.{number}.gz").write_bytes(gzip.compress(data))
+        else:
+            path.with_name(f"log.{number}").write_bytes(data)
+    path.with_name("log.2.gz").write_bytes(b"of one that is being compressed")
+    path.with_name("logs.1").write_bytes(record(99, b"another's\n"))
+    path.write_bytes(record(12, b"12\n"))
+    assert text(path) == b"".join(b"%d\n" % number for number in range(1, 13))
+    assert text(path, since=3, until=5) == b"3\n4\n5\n"
+    assert text(path, tail=4) == b"9\n10\n11\n12\n"
+
+
+def test_a_damaged_compressed_file_does_not_hide_the_next(path: Path) -> None:
+    whole = gzip.compress(record(1, os.urandom(9000)))
+    path.with_name("log.2.gz").write_bytes(whole[: len(whole) // 2])
+    path.with_name("log.1.gz").write_bytes(b"no archive")
+    path.write_bytes(record(3, b"3\n"))
+    assert text(path) == b"3\n"
+
+
+def test_a_follower_sees_several_rotations_and_a_compression(path: Path, script: Callable[..., Callable[[], bool]]) -> None:
+    path.write_bytes(record(1, b"1\n"))
+
+    def rotate() -> None:
+        append(path, record(2, b"2\n"))()
+        path.rename(path.with_name("log.2"))
+        path.with_name("log.1").write_bytes(record(3, b"3\n"))
+        path.write_bytes(record(4, b"4\n"))
+
+    def compress() -> None:
+        data = path.read_bytes() + record(5, b"5\n")
+        path.unlink()
+        path.with_name("log.1.gz").write_bytes(gzip.compress(data))
+        path.write_bytes(record(6, b"6\n"))
+        os.utime(path, ns=(0, time.time_ns() + 10**9))
+
+    alive = script(lambda: None, rotate, lambda: None, compress, lambda: None)
+    followed = list(read_logs(str(path), alive=alive))
+    assert [item.data for item in followed][:4] == [b"1\n", b"2\n", b"3\n", b"4\n"]
+    assert followed[-1].data == b"6\n"
+
+
+def test_a_reader_goes_on_where_another_has_stopped(path: Path) -> None:
+    path.write_bytes(record(1, b"1\n") + record(2, b"2\n"))
+    with Reader(str(path)) as first:
+        assert next(first.read()).data == b"1\n"
+        inode, offset = first.inode, first.offset
+    path.rename(path.with_name("log.1"))
+    path.write_bytes(record(3, b"3\n"))
+    with Reader(str(path), inode, offset) as second:
+        assert [item.data for item in second.read()] == [b"2\n", b"3\n"]
+        assert list(second.read()) == []
+    with Reader(str(path), inode=1, offset=5) as stranger:
+        assert [item.data for item in stranger.read()] == [b"1\n", b"2\n", b"3\n"]
+
+
+def test_following_ends_at_a_time(path: Path) -> None:
+    path.write_bytes(record(1, b"1\n"))
+    assert text(path, alive=lambda: True, until=time.time() - 1) == b"1\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nacre.cli.flags import Arguments, Flag, UsageError
-from nacre.model.life import HealthConfig, RestartPolicy
+from nacre.model.life import HealthConfig, LogConfig, RestartPolicy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ LIFE_FLAGS = (
     Flag("health-start-interval", "Time between two checks in the start period (5s)", "string", value="duration"),
     Flag("health-start-period", "Time in which failures do not count (0s)", "string", value="duration"),
     Flag("health-timeout", "Time after which a check has failed (30s)", "string", value="duration"),
+    Flag("log-driver", "Where its output goes: local, json-file, syslog, journald or none (local)", "string"),
+    Flag("log-opt", "Option of the log driver, as max-size=10m", "list", value="name=value"),
     Flag("no-healthcheck", "Ignore the health check of the image"),
     RESTART,
 )
@@ -26,7 +28,7 @@ _DURATIONS = ("interval", "timeout", "start_period", "start_interval")
 
 def life(args: Arguments) -> dict[str, Any]:
     """The fields of `ContainerSpec` that these flags make. Raises UsageError, InvalidArgument."""
-    return {"restart": restart_policy(args.restart), "health": _health(args)}
+    return {"restart": restart_policy(args.restart), "health": _health(args), "log": _log(args)}
 
 
 def restart_policy(text: str) -> RestartPolicy:
@@ -35,6 +37,16 @@ def restart_policy(text: str) -> RestartPolicy:
     if colon and not count.removeprefix("-").isdecimal():
         raise UsageError(f'invalid argument "{text}" for "--restart" flag: the maximum retry count must be a whole number')
     return RestartPolicy(name=name or "no", maximum=int(count) if colon else 0)
+
+
+def _log(args: Arguments) -> LogConfig:
+    options = {}
+    for text in args.log_opt:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f'invalid argument "{text}" for "--log-opt" flag: expected name=value')
+        options[name] = value
+    return LogConfig(driver=args.log_driver, options=options)
 
 
 def _health(args: Arguments) -> HealthConfig | None:

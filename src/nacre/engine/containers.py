@@ -536,8 +536,20 @@ class Container:
         """What it has written, oldest first. since, until: seconds since the epoch; tail: the last N lines; follow: until it ends."""
         from nacre.isolation.logs import read_logs
 
+        if self.record.spec.log.driver:
+            from nacre.engine import logdrivers
+
+            logdrivers.require_readable(self.record.spec.log)
         alive = (lambda: self._running()) if follow else None
         return read_logs(f"{self._core.layout.container(self.id)}/log", alive=alive, since=since, until=until, tail=tail)
+
+    def log_attributes(self) -> dict[str, str]:
+        """The labels and variables that its log options name (labels, env, tag): they go with its lines."""
+        if not self.record.spec.log.options:
+            return {}
+        from nacre.engine import logdrivers
+
+        return logdrivers.attributes(self.record)
 
     def stats(self) -> Stats:
         """One sample of what it uses; zeros when it is not running."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nacre.engine import logdrivers
 from nacre.model.container import Container, DeviceLimit, Resources, State
 from nacre.model.image import Image
 from nacre.model.network import Endpoint, PortMapping
@@ -42,7 +43,7 @@ def container_json(record: Container, state: State, layout: Layout, isolation: d
         "RestartCount": record.restarts,
         "Driver": record.rootfs.driver if record.rootfs else "",
         "Platform": "linux",
-        "LogPath": f"{layout.container(record.id)}/log",
+        "LogPath": logdrivers.path(layout, record),
         "HostnamePath": f"{layout.container(record.id)}/etc/hostname",
         "HostsPath": f"{layout.container(record.id)}/etc/hosts",
         "ResolvConfPath": f"{layout.container(record.id)}/etc/resolv.conf",
@@ -87,6 +88,7 @@ def _host_config(record: Container) -> dict[str, Any]:
         "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in record.mounts if m.kind == "bind"],
         "NetworkMode": spec.network,
         "PortBindings": _bindings(spec.ports),
+        "LogConfig": {"Type": logdrivers.driver_of(spec.log), "Config": spec.log.options},
         "RestartPolicy": {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.maximum},
         "AutoRemove": spec.auto_remove,
         "Isolation": str(spec.isolation),

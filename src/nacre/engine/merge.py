@@ -73,6 +73,10 @@ def validate(spec: ContainerSpec) -> list[str]:
         from nacre.engine import restart
 
         restart.check(spec.restart, auto_remove=spec.auto_remove)
+    if spec.log.driver or spec.log.options:
+        from nacre.engine import logdrivers
+
+        logdrivers.check(spec.log)
     if spec.health:
         from nacre.engine import health
 

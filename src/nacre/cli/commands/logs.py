@@ -20,7 +20,7 @@ def run(ctx: Context, args: Arguments) -> int:
         until=parse_moment(args.until) if args.until else None,
         tail=tail_count(args.tail),
     )
-    details = f"{labels_text(container.record.spec.labels)} " if args.details else ""
+    details = f"{labels_text(container.log_attributes())} " if args.details else ""
     outputs = {
         1: Lines(sys.stdout.buffer, details, timestamps=args.timestamps),
         2: Lines(sys.stderr.buffer, details, timestamps=args.timestamps),
@@ -80,7 +80,7 @@ COMMANDS = {
         run,
         "CONTAINER",
         (
-            Flag("details", "Show the container's labels in front of every line"),
+            Flag("details", "Show in front of every line what --log-opt labels, env and tag name"),
             Flag("follow", "Go on showing what is written until the container ends", short="f"),
             Flag("since", "Show what was written after this time (2013-01-02T13:23:37Z) or in the last 42m", "string"),
             Flag("tail", "Number of lines to show from the end", "string", short="n", default="all"),
