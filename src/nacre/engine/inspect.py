@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from nacre.engine import logdrivers
-from nacre.model.container import Container, DeviceLimit, Resources, State
+from nacre.isolation import devices
+from nacre.isolation.security import visibility
+from nacre.model.container import BoundMount, Container, DeviceLimit, Resources, State
 from nacre.model.image import Image
 from nacre.model.network import Endpoint, PortMapping
 from nacre.model.reference import Reference
@@ -13,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+_MODES = ("z", "Z", *_PROPAGATION)
 NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -48,10 +52,11 @@ def container_json(record: Container, state: State, layout: Layout, isolation: d
         "HostsPath": f"{layout.container(record.id)}/etc/hosts",
         "ResolvConfPath": f"{layout.container(record.id)}/etc/resolv.conf",
         "Isolation": {"Level": str(spec.isolation), **isolation},
-        "HostConfig": _host_config(record),
-        "Mounts": [_mount(mount.kind, mount.source, mount.target, mount.read_only, mount.options) for mount in record.mounts],
+        "HostConfig": _host_config(record) | _rights(record),
+        "Mounts": [_mount(mount) for mount in record.mounts],
         "Config": {
             "Hostname": spec.hostname or record.id[:12],
+            "Domainname": spec.domainname,
             "User": process.user,
             "Tty": spec.tty,
             "OpenStdin": spec.open_stdin,
@@ -85,7 +90,7 @@ def _healthcheck(record: Container) -> dict[str, Any]:
 def _host_config(record: Container) -> dict[str, Any]:
     spec = record.spec
     return {
-        "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in record.mounts if m.kind == "bind"],
+        "Binds": [":".join(filter(None, (m.source, m.target, _mode(m)))) for m in record.mounts if m.kind == "bind"],
         "NetworkMode": spec.network,
         "PortBindings": _bindings(spec.ports),
         "LogConfig": {"Type": logdrivers.driver_of(spec.log), "Config": spec.log.options},
@@ -98,7 +103,7 @@ def _host_config(record: Container) -> dict[str, Any]:
         "Dns": list(spec.dns),
         "DnsSearch": list(spec.dns_search),
         "ExtraHosts": list(spec.extra_hosts) or None,
-        "Devices": [_device(text) for text in spec.devices],
+        "Devices": [_device(text) for text in spec.devices if text.startswith("/")],
         "Privileged": spec.privileged,
         "ReadonlyRootfs": spec.read_only,
         "SecurityOpt": list(spec.security_opt) or None,
@@ -142,17 +147,64 @@ def _limits(limits: Resources) -> dict[str, Any]:
     }
 
 
-def _mount(kind: str, source: str, target: str, read_only: bool, options: tuple[str, ...]) -> dict[str, Any]:
-    shown: dict[str, Any] = {"Type": kind, "Source": source, "Destination": target, "Mode": ",".join(options), "RW": not read_only}
-    if kind == "volume":
-        shown |= {"Name": options[0].removeprefix("name=") if options else "", "Driver": "local", "Mode": ""}
+def _rights(record: Container) -> dict[str, Any]:
+    """Namespaces, devices and what is hidden, with Docker's words for what is not said."""
+    spec = record.spec
+    named = [text for text in spec.devices if not text.startswith("/")]
+    requests = [{"Driver": "cdi", "Count": 0, "DeviceIDs": named}] if named else []
+    requests += [_gpus(text) for text in spec.gpus]
+    hidden, read_only = visibility(spec)
+    return {
+        "PidMode": spec.pid,
+        "IpcMode": spec.ipc or "private",
+        "UTSMode": spec.uts,
+        "CgroupnsMode": spec.cgroupns or "private",
+        "GroupAdd": list(spec.groups) or None,
+        "Init": spec.init,
+        "DnsOptions": list(spec.dns_options),
+        "DeviceCgroupRules": list(spec.device_rules) or None,
+        "DeviceRequests": requests or None,
+        "VolumesFrom": list(spec.volumes_from) or None,
+        "Tmpfs": {
+            mount.target: ",".join((*mount.options, *(["ro"] if mount.read_only else []))) for mount in spec.mounts if mount.kind == "tmpfs"
+        },
+        "Annotations": spec.annotations,
+        "PublishAllPorts": spec.publish_all,
+        "MaskedPaths": list(hidden),
+        "ReadonlyPaths": list(read_only),
+        "Rootfs": spec.rootfs,
+    }
+
+
+def _gpus(text: str) -> dict[str, Any]:
+    """One request of --gpus: all, a number, or device=NAME,..."""
+    names = text.removeprefix("device=").split(",") if text.startswith("device=") else []
+    count = 0 if names else -1 if text == "all" else int(text)
+    return {"Driver": "", "Count": count, "DeviceIDs": names or None, "Capabilities": [["gpu"]]}
+
+
+def _mode(mount: BoundMount) -> str:
+    """What stands behind the second colon of -v."""
+    return ",".join((*(["ro"] if mount.read_only else []), *(word for word in mount.options if word in _MODES)))
+
+
+def _mount(mount: BoundMount) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "Mode": _mode(mount), "RW": not mount.read_only,
+        "Propagation": "",
+    }  # fmt: skip
+    if mount.kind == "bind":
+        shown["Propagation"] = next((word for word in mount.options if word in _PROPAGATION), "rprivate")
+    if mount.kind == "volume":
+        shown |= {"Name": mount.options[0].removeprefix("name=") if mount.options else "", "Driver": "local"}
+    if mount.kind == "tmpfs":
+        shown["Mode"] = ",".join(mount.options)
     return shown
 
 
 def _device(text: str) -> dict[str, str]:
-    source, _, rest = text.partition(":")
-    target, _, access = rest.partition(":")
-    return {"PathOnHost": source, "PathInContainer": target or source, "CgroupPermissions": access or "rwm"}
+    source, target, access = devices.parse(text)
+    return {"PathOnHost": source, "PathInContainer": target, "CgroupPermissions": access}
 
 
 def _bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, str]]]:

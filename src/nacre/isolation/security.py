@@ -131,6 +131,13 @@ def _visible(defaults: tuple[str, ...], unmask: tuple[str, ...]) -> tuple[str, .
     return () if "ALL" in unmask else tuple(path for path in defaults if not any(fnmatch.fnmatchcase(path, word) for word in unmask))
 
 
+def visibility(spec: ContainerSpec, *, privileged: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that are hidden from a container, and those that are read-only to it."""
+    bare = spec.privileged or privileged or options(spec).get("systempaths") == "unconfined"
+    unmask = ("ALL",) if bare else _paths(spec, "unmask")
+    return (*_visible(MASKED, unmask), *_paths(spec, "mask")), _visible(READ_ONLY, unmask)
+
+
 def embedded(spec: ContainerSpec) -> ContainerSpec:
     """The spec with the content of its seccomp profile in place of the path: the file may go. Raises InvalidArgument for a bad one."""
     chosen = [(text, *_split(text)) for text in spec.security_opt]
@@ -167,16 +174,15 @@ def security(spec: ContainerSpec, cache: str, *, privileged: bool = False) -> Se
     files = (Ulimit(name="nofile", soft=1024, hard=524288),) if spec.isolation is Level.VM else ()
     chosen_limits = {limit.name: limit for limit in (*files, *spec.ulimits)}.values()
     limits = ((rlimit_number(limit.name), _limit(limit.soft), _limit(limit.hard)) for limit in chosen_limits)
-    bare = whole or chosen.get("systempaths") == "unconfined"
-    unmask = ("ALL",) if bare else _paths(spec, "unmask")
+    hidden, read_only = visibility(spec, privileged=privileged)
     apparmor = chosen.get("apparmor", "unconfined")
     return Security(
         capabilities=mask,
         seccomp=seccomp.program(profile, mask, cache=cache, kernel=_kernel(spec, profile)),
         seccomp_flags=seccomp.flags(profile),
         no_new_privileges=chosen.get("no-new-privileges", "false") in ("", "true"),
-        hidden=(*_visible(MASKED, unmask), *_paths(spec, "mask")),
-        read_only=_visible(READ_ONLY, unmask),
+        hidden=hidden,
+        read_only=read_only,
         apparmor="" if apparmor == "unconfined" else apparmor,
         rlimits=tuple(limits),
     )
