@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STEM = f"{os.path.dirname(os.path.dirname(__file__))}/bin/stem"
 _ERROR, _TTY, _CLONING, _CLONED, _EXEC, _SYNC, _START, _LISTENER = range(1, 9)
+_ALIVE = (_SYNC, _START, _EXEC, _TTY, _LISTENER)
 _FAILURE = struct.Struct("<IIi400s")
 _CREDENTIALS = struct.Struct("=iII")
 _FIRST = 200  # number of the first descriptor that is handed over; the container's own are below 100
@@ -63,7 +64,8 @@ def carry_out(
     """Start a process by its plan; returns when it executes its program or waits for `start`.
 
     kept: descriptors of the plan. passed: so many of ours, from 3 on, go to the container. on_pid: called with the pid of the
-    container's process as soon as it is known. on_sync: (point, pid) -> the answer; what it raises ends the process.
+    container's process as soon as it is known, again when it is another one.
+    on_sync: (point, pid) -> the answer; what it raises ends the process.
     Raises CommandNotFound, CommandNotExecutable, InvalidArgument, SandboxError, HostError; then nothing of the process is left.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
@@ -149,7 +151,7 @@ def _follow(
 ) -> None:
     """Read reports until the program runs, waits or has failed."""
     cloned = [outcome.pid]
-    told, executing = False, False
+    told, executing = 0, False
     try:
         while True:
             data, pid, fd = _message(ours)
@@ -157,8 +159,8 @@ def _follow(
             if kind == _CLONED:
                 cloned.append(pid)
                 outcome.pid = pid
-            elif kind in (_SYNC, _START, _EXEC, _TTY, _LISTENER) and not told:
-                told = True
+            elif kind in _ALIVE and told != outcome.pid:  # another one after a user namespace was mapped
+                told = outcome.pid
                 if on_pid:
                     on_pid(outcome.pid)
             if kind == _TTY:
