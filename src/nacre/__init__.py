@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nacre.engine import Engine as Engine
     from nacre.errors import NacreError as NacreError
     from nacre.model.container import ContainerSpec as ContainerSpec
+    from nacre.model.container import DeviceLimit as DeviceLimit
     from nacre.model.container import Level as Level
     from nacre.model.container import MountSpec as MountSpec
     from nacre.model.container import Resources as Resources
@@ -37,6 +38,7 @@ _HOMES = {
     "ContainerSpec": "nacre.model.container",
     "Level": "nacre.model.container",
     "MountSpec": "nacre.model.container",
+    "DeviceLimit": "nacre.model.container",
     "Resources": "nacre.model.container",
     "State": "nacre.model.container",
     "Stats": "nacre.model.container",
@@ -47,8 +49,8 @@ _HOMES = {
     "VERSION": "nacre.version",
 }
 __all__ = [
-    "VERSION", "ContainerSpec", "Engine", "Image", "Level", "MountSpec", "NacreError", "PortMapping", "Progress", "Resources", "State",
-    "Stats", "Ulimit",
+    "VERSION", "ContainerSpec", "DeviceLimit", "Engine", "Image", "Level", "MountSpec", "NacreError", "PortMapping", "Progress",
+    "Resources", "State", "Stats", "Ulimit",
 ]  # fmt: skip
 
 

@@ -258,6 +258,11 @@ def _below_root(mount: str, *names: str) -> bool:
     return any(os.path.exists(f"{place}/{name}") for place in (mount, below) for name in names)
 
 
+def processors(asked: Resources) -> float:
+    """How many processors these limits are worth; 0 = no limit."""
+    return asked.cpus or max(0, asked.cpu_quota) / (asked.cpu_period or PERIOD)
+
+
 def guest_files(asked: Resources) -> list[tuple[str, str]]:
     """(file, value) of the container's cgroup v2 inside a guest."""
     files = [("memory.max", str(asked.memory)), ("memory.swap.max", "0")] if asked.memory else []

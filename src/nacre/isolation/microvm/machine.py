@@ -303,7 +303,7 @@ def _check_size(record: Record, changed: Resources) -> None:
             f"the running machine has {record.memory} MiB of memory: its limit cannot rise above that",
             hint="stop the container, update it, and start it again",
         )
-    if math.ceil(changed.cpus) > record.cpus:
+    if math.ceil(limits.processors(changed)) > record.cpus:
         raise Unsupported(
             f"the running machine has {record.cpus} processors: it cannot use more",
             hint="stop the container, update it, and start it again",
@@ -312,7 +312,7 @@ def _check_size(record: Record, changed: Resources) -> None:
 
 def _machine(sandbox: Sandbox, kernel: kernels.GuestKernel, program: str, accelerator: str, facts: accel.Facts) -> qemu.Machine:
     resources, endpoint = sandbox.spec.resources, sandbox.endpoint
-    cpus = min(max(1, math.ceil(resources.cpus)), qemu.CPUS_MAX)
+    cpus = min(max(1, math.ceil(limits.processors(resources))), qemu.CPUS_MAX)
     return qemu.Machine(
         program=program,
         accelerator=accelerator,
