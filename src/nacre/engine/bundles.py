@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from nacre.engine.vmbundles import Machine
     from nacre.isolation.oci_container import Group
     from nacre.isolation.oci_run import Outcome
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
+_ISOLATION = "io.nacre.isolation"  # annotation
+_ISOLATION = "io.nacre.isolation"
 _SIGKILL = 9
 _KILL_WAIT = 10.0  # seconds that a killed process may take to end
 
@@ -33,15 +36,23 @@ class Runtime:
     """Containers below one directory of records.
 
     root: of the records. parse: config.json's bytes to a `Bundle`; the front end owns the format. systemd: let systemd make the
-    control groups. warn: gets what is worth a line in the log.
+    control groups. virtual: bundles that do not say (annotation io.nacre.isolation) get a virtual machine. warn: gets what is worth a
+    line in the log.
     """
 
     def __init__(
-        self, root: str, parse: Callable[[bytes], Bundle], *, systemd: bool = False, warn: Callable[[str], None] = lambda _text: None
+        self,
+        root: str,
+        parse: Callable[[bytes], Bundle],
+        *,
+        systemd: bool = False,
+        virtual: bool = False,
+        warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.store = BundleStore(root)
         self._parse = parse
         self._systemd = systemd
+        self._virtual = virtual
         self._warn = warn
 
     # Birth
@@ -63,6 +74,8 @@ class Runtime:
                 "id": name, "pid": 0, "bundle": directory, "rootfs": root, "created": _now(), "owner": os.geteuid(),
                 "annotations": bundle.annotations, "status": CREATING, "version": VERSION, "cgroup": {},
             }  # fmt: skip
+            if self._wants_machine(bundle):
+                record["isolation"] = "vm"
             claim.write(record)
             claim.put(CONFIG, data)
             try:
@@ -73,6 +86,13 @@ class Runtime:
                 self._destroy(claim, record, bundle.hooks)
                 raise
             return outcome
+
+    def _wants_machine(self, bundle: Bundle) -> bool:
+        if not self._virtual and _ISOLATION not in bundle.annotations:
+            return False
+        from nacre.isolation import oci_vm
+
+        return oci_vm.wanted(bundle, self._virtual)
 
     def _load(self, directory: str) -> tuple[bytes, Bundle]:
         path = f"{directory}/{CONFIG}"
@@ -87,12 +107,13 @@ class Runtime:
 
     def _create(self, claim: Claim, record: dict[str, Any], bundle: Bundle, wishes: Wishes, *, start: bool) -> Outcome:
         name = str(record["id"])
-        for word in oci_container.ungranted(bundle):
-            self._warn(f"capability {word} is unknown or cannot be granted here, and is left out")
-        group = oci_container.make_group(bundle, name, systemd=self._systemd)
+        for remark in oci_container.remarks(bundle.process) if bundle.process else ():
+            self._warn(remark)
+        virtual = "isolation" in record
+        group = None if virtual else oci_container.make_group(bundle, name, systemd=self._systemd)
         if group:
             record["cgroup"] = oci_cgroup.note(group, bundle.cgroups_path, systemd=self._systemd)
-        if bundle.rdt:
+        if bundle.rdt and not virtual:
             wishes = wishes.replace(join=(oci_cgroup.join_class(bundle.rdt, name),))
         fifo = -1 if start else claim.make_fifo()
 
@@ -106,10 +127,14 @@ class Runtime:
             self._run_hooks("createRuntime", bundle.hooks.create_runtime, creating)
             return creating + b"\0" + self._state_text(record, CREATED, pid) + b"\0"
 
+        wishes = wishes.replace(fifo=fifo)
         try:
-            outcome = oci_container.create(
-                bundle, str(record["bundle"]), group, wishes.replace(fifo=fifo), on_pid=known, states=states
-            )  # fmt: skip
+            if virtual:
+                from nacre.engine import vmbundles
+
+                outcome = vmbundles.create(claim, record, bundle, wishes, on_pid=known, states=states)
+            else:
+                outcome = oci_container.create(bundle, str(record["bundle"]), group, wishes, on_pid=known, states=states)
         finally:
             if fifo >= 0:
                 os.close(fifo)
@@ -205,9 +230,21 @@ class Runtime:
     def _task(record: dict[str, Any]) -> Task:
         return Task(int(record["pid"]), int(record.get("start", 0)))
 
+    def _group(self, record: dict[str, Any]) -> Group | Machine | None:
+        """What holds all processes of a container, and can be asked about them and be told to stop."""
+        return self._machine(record) or self._cgroup(record)
+
     @staticmethod
-    def _group(record: dict[str, Any]) -> Group | None:
+    def _cgroup(record: dict[str, Any]) -> Group | None:
         return oci_cgroup.recorded(str(record["id"]), record["cgroup"]) if record["cgroup"] else None
+
+    def _machine(self, record: dict[str, Any]) -> Machine | None:
+        """The virtual machine of a container that has one; None also when it was never made."""
+        if "isolation" not in record:
+            return None
+        from nacre.engine import vmbundles
+
+        return vmbundles.machine(f"{self.store.root}/{record['id']}", record)
 
     @staticmethod
     def _run_hooks(kind: str, hooks: tuple[Any, ...], state: bytes) -> None:
@@ -223,7 +260,12 @@ class Runtime:
         number = oci_container.signal_number(signal)
         with self.store.open(name, None) as claim:
             record = self._record(claim, name)
-            task, group = self._task(record), self._group(record)
+            task, machine = self._task(record), self._machine(record)
+            if machine:
+                if not machine.signal(number):
+                    task.signal(number)  # nothing runs in it yet
+                return
+            group = self._cgroup(record)
             if all:
                 if group:
                     oci_container.signal_all(group, number)
@@ -248,7 +290,11 @@ class Runtime:
             if status not in (RUNNING, CREATED, PAUSED):
                 raise Conflict("cannot exec in a stopped container" if status == STOPPED else f"cannot exec in a {status} container")
             bundle = self._parse(claim.get(CONFIG))
-            outcome = oci_container.enter(self._task(record), bundle, choose(bundle), self._group(record), wishes)
+            if "isolation" in record:
+                from nacre.engine import vmbundles
+
+                return vmbundles.enter(claim, bundle, choose(bundle), wishes)
+            outcome = oci_container.enter(self._task(record), bundle, choose(bundle), self._cgroup(record), wishes)
             if outcome.listener >= 0 and bundle.seccomp:
                 oci_container.offer_listener(bundle.seccomp, outcome, self._state(record, status), outcome.pid)
             return outcome

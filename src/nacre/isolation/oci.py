@@ -44,7 +44,7 @@ NEW_LISTENER = 8
 _PROPAGATION = {"": 1 << 19, "shared": 1 << 20, "slave": 1 << 19, "private": 1 << 18, "unbindable": 1 << 17}
 _FILTER_FLAGS = {"LOG": 2, "SPEC_ALLOW": 4, "WAIT_KILLABLE_RECV": 32}  # TSYNC means threads that there are none of
 _CPUS = 8192  # the most that Linux is built for
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Surroundings(Value):
@@ -287,7 +287,7 @@ def process_ops(process: Process, around: Surroundings, wait: Iterable[Op] = ())
     ops.append(op(Code.IDENTITY, process.uid, process.gid, groups, int(around.rootless and not process.groups)))
     ops.append(op(Code.CAPS, masks[1], masks[3], masks[2], masks[4]))
     ops.append(op(Code.UMASK, 0o022 if process.umask < 0 else process.umask))
-    path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), _DEFAULT_PATH)
+    path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), DEFAULT_PATH)
     ops.append(op(Code.LOOKUP, process.args[0], path))
     ops += wait
     ops.append(op(Code.READY))

@@ -21,6 +21,9 @@ GLOBAL = {
     "version,v": "b",
 }  # fmt: skip
 
+# Called by this name, containers get virtual machines unless their bundle says otherwise.
+VIRTUAL = "nacre-oci-vm"
+
 # Verb -> (module, summary). The function is do_<verb>, its flags are in TABLE_<VERB>.
 VERBS = {
     "checkpoint": ("criu", "write the state of a running container to a directory (needs CRIU)"),
@@ -59,7 +62,10 @@ class Call:
         from nacre.engine import bundles
         from nacre.ociruntime import config
 
-        return bundles.Runtime(self.root, config.bundle, systemd=self.flags.on("systemd-cgroup"), warn=self.log.warning)
+        virtual = os.path.basename(sys.argv[0]) == VIRTUAL
+        return bundles.Runtime(
+            self.root, config.bundle, systemd=self.flags.on("systemd-cgroup"), virtual=virtual, warn=self.log.warning
+        )  # fmt: skip
 
 
 def default_root() -> str:

@@ -260,24 +260,35 @@ def _check_users(sandbox: Sandbox) -> None:
 
 
 def _binds(sandbox: Sandbox) -> tuple[BoundMount, ...]:
-    """The mounts that come from the host; a tmpfs is the guest's own."""
-    return tuple(mount for mount in sandbox.mounts if mount.kind != "tmpfs")
+    """What comes from the host, in the order of the share's numbers; a tmpfs is the guest's own. A shared root file system is the last."""
+    mounts = tuple(mount for mount in sandbox.mounts if mount.kind != "tmpfs")
+    return (*mounts, BoundMount(target="/", source=sandbox.rootfs.tree)) if _is_shared(sandbox) else mounts
+
+
+def _is_shared(sandbox: Sandbox) -> bool:
+    """Whether the root file system is a directory of the host, written in place."""
+    return bool(sandbox.rootfs.tree) and not sandbox.rootfs.disk
 
 
 def _files(sandbox: Sandbox, kernel: kernels.GuestKernel, binds: tuple[BoundMount, ...]) -> jail.Files:
     """Everything the monitor opens, made ready on the host."""
+    return jail.Files(
+        kernel=kernels.readable(kernel),
+        initramfs=initramfs.build(stem_path(), (*kernel.modules, *(kernel.nine if binds else ()))),
+        layers=() if _is_shared(sandbox) else _layer_files(sandbox),
+        disk=sandbox.rootfs.disk,
+        binds=binds,
+    )
+
+
+def _layer_files(sandbox: Sandbox) -> tuple[str, ...]:
+    """The disk of the layers: descriptor, partition table, images, second table."""
     images = disks.layer_paths(sandbox.rootfs)
     disk = disks.layer_disk(disks.layer_sizes(images))
     tables = [f"{sandbox.directory}/layers.{name}" for name in ("vmdk", "head", "tail")]
     for path, data in zip(tables, (disks.descriptor(disk, jail.layer_names(len(images))), disk.head, disk.tail), strict=True):
         _write(path, data)
-    return jail.Files(
-        kernel=kernels.readable(kernel),
-        initramfs=initramfs.build(stem_path(), (*kernel.modules, *(kernel.nine if binds else ()))),
-        layers=(tables[0], tables[1], *images, tables[2]),
-        disk=sandbox.rootfs.disk,
-        binds=binds,
-    )
+    return tables[0], tables[1], *images, tables[2]
 
 
 def _write(path: str, data: bytes) -> None:
@@ -444,6 +455,11 @@ def _share_ops(binds: Sequence[BoundMount]) -> tuple[Op, ...]:
     if not binds:
         return ()
     return op(Code.MKDIR, "binds", 0o755), op(Code.MOUNT, qemu.BINDS_TAG, "binds", "9p", 0, _NINE)
+
+
+def _shared_root(number: int) -> tuple[Op, ...]:
+    """The root file system out of the share, with this number."""
+    return op(Code.MKDIR, "root", 0o755), op(Code.BIND, f"binds/{number}", "root", MS_BIND | MS_REC)
 
 
 def _bind_ops(number: int, mount: BoundMount) -> tuple[Op, ...]:
