@@ -7,7 +7,7 @@
 #include <sys/signalfd.h>
 #include <time.h>
 
-struct sandbox box = { .listener = { .fd = -1 } };
+struct sandbox box = { .listener = { .fd = -1 }, .root = -1, .last = -1 };
 uint8_t scratch_in[CHUNK], scratch_out[CHUNK];
 static int epoll_fd = -1;
 static struct timer *timers;
@@ -63,22 +63,25 @@ void timer_set(struct timer *t, uint64_t delay_ns)
 	timers = t;
 }
 
-/* Fires what is due; returns the milliseconds until the next timer, -1 = none. */
+/* Fires what is due; returns the milliseconds until the next timer, -1 = none, 0 when some have fired, whose consequences come first. */
 static int timers_run(void)
 {
 	uint64_t now = timers ? clock_ns(CLOCK_MONOTONIC) : 0, next = UINT64_MAX;
+	bool fired = false;
 	for (struct timer *t = timers; t;) {
 		if (t->at <= now) {
 			timer_clear(t);
 			t->fire(t);
 			t = timers; /* the list may have changed */
-			next = UINT64_MAX;
+			fired = true;
 			continue;
 		}
 		if (t->at < next)
 			next = t->at;
 		t = t->next;
 	}
+	if (fired)
+		return 0;
 	return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000 + 1);
 }
 
@@ -126,12 +129,33 @@ void stop_sandbox(bool hurry)
 		procs_kill_all();
 }
 
+#define CUSTODY_NS (NS_PER_S / 20)
+static struct timer alone;
+
+static void on_alone(struct timer *t)
+{
+	(void)t; /* the end is considered after every event */
+}
+
+/* COMMAND starts an engine, which costs more than a short container. Whoever has started one and is about to wait for it gets the time
+ * to say that it will clean up. */
+static bool custodian_may_come(void)
+{
+	if (box.role != ROLE_HOST || !box.command || custody_held())
+		return false;
+	if (!alone.fire) {
+		alone.fire = on_alone;
+		timer_set(&alone, CUSTODY_NS);
+	}
+	return alone.at;
+}
+
 /* The conditions of docs/stem-protocol.md, "Roles": when may the daemon go? */
 static void consider_the_end(void)
 {
 	if (box.role == ROLE_RELAY)
 		relay_tick();
-	if (box.main_ended && box.role != ROLE_GUEST && conns_flushed())
+	if (box.main_ended && box.role != ROLE_GUEST && conns_flushed() && !custodian_may_come())
 		stop_sandbox(false);
 	if (box.role == ROLE_RELAY && relay_over())
 		stop_sandbox(false);

@@ -85,6 +85,20 @@ static void hand_over(void)
 	_exit(127);
 }
 
+/* The end of a container should not wait for its disk: an overlay that loses its last user writes back the file system below it, which
+ * takes milliseconds, or seconds on a busy disk. So stem is that last user, and only when it has hung up and given up every lock, it
+ * lets go of it. `last` tells who wants to use what is below again. */
+static void let_go(void)
+{
+	if (box.root < 0)
+		return;
+	dup2(box.root, 0);
+	if (box.last >= 0)
+		dup2(box.last, 1);
+	syscall(SYS_close_range, 3u, ~0u, 0u);
+	close(0);
+}
+
 static int daemon_main(int listener)
 {
 	null_streams();
@@ -96,6 +110,7 @@ static int daemon_main(int listener)
 		return 1;
 	loop_run();
 	hand_over();
+	let_go();
 	return 0;
 }
 
@@ -341,7 +356,7 @@ static _Noreturn void guest_main(int channel)
 
 static int usage(void)
 {
-	static const char text[] = "usage: stem host|relay DIR [-- COMMAND ARG ...]\n";
+	static const char text[] = "usage: stem host|relay DIR [--last FD] [-- COMMAND ARG ...]\n";
 	return write(2, text, sizeof text - 1) < 0 ? 1 : 2;
 }
 
@@ -354,10 +369,15 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[0], INIT_NAME))
 		init_main((pid_t)atoi(argv[1]));
 	if (argc >= 3 && (!strcmp(argv[1], "host") || !strcmp(argv[1], "relay"))) {
-		if (argc > 3 && (argc == 4 || strcmp(argv[3], "--")))
+		char **rest = argv + 3;
+		if (argc > 4 && !strcmp(rest[0], "--last")) {
+			box.last = atoi(rest[1]);
+			rest += 2;
+		}
+		if (rest[0] && (strcmp(rest[0], "--") || !rest[1]))
 			return usage();
 		box.role = argv[1][0] == 'h' ? ROLE_HOST : ROLE_RELAY;
-		return start_daemon(argv[2], argc > 4 ? argv + 4 : NULL);
+		return start_daemon(argv[2], rest[0] ? rest + 1 : NULL);
 	}
 	if (argc >= 5 && !strcmp(argv[1], "run"))
 		return run_main(argc - 2, argv + 2);

@@ -481,7 +481,6 @@ int ready_to_exec(struct child *c)
 		umask(022);
 	int rc = arm_death(c); /* again: a change of uid has cleared it */
 	c->ready = true;
-	close_fd(&c->root);
 	close_fd(&c->userns);
 	close_fd(&c->channel);
 	for (uint32_t k = 0; k < c->kept_count; k++)
@@ -489,7 +488,8 @@ int ready_to_exec(struct child *c)
 	for (struct proc *p = procs; p; p = p->next)
 		p->pidfd = -1;
 	close_others(c);
-	status_send(c, STATUS_EXEC, NULL, -1);
+	status_send(c, STATUS_EXEC, NULL, box.role == ROLE_HOST ? c->root : -1);
+	close_fd(&c->root);
 	return rc;
 }
 

@@ -104,6 +104,11 @@ static void status_message(struct proc *p, const struct status *s, pid_t sender,
 		break;
 	case STATUS_EXEC:
 		p->exec_seen = true;
+		if (p->flags & SPAWN_MAIN && fd >= 0) {
+			close_fd(&box.root);
+			box.root = take_fd(&fd);
+		}
+		close_fd(&fd);
 		break;
 	}
 }

@@ -171,6 +171,8 @@ struct sandbox {
 	bool hurry;	   /* SHUTDOWN or SIGTERM: do not wait for slow readers */
 	bool finished;	   /* leave the loop */
 	char **command;	   /* what to start at the end, or NULL */
+	int root;	   /* root directory of the main process, -1 = none: keeps its file system mounted (see let_go) */
+	int last;	   /* descriptor that is closed after all others, -1 = none */
 	struct watch listener;
 };
 extern struct sandbox box;

@@ -159,10 +159,13 @@ def builtin(*argv: str) -> Op:
 class Sandbox:
     """A stem daemon in a directory of its own."""
 
-    def __init__(self, directory: Path, role: str = "host", command: tuple[str, ...] = (), keep: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, role: str = "host", command: tuple[str, ...] = (), keep: tuple[int, ...] = (), last: int = -1
+    ) -> None:
         self.directory = directory
-        argv = [STEM, role, str(directory), *(("--", *command) if command else ())]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=keep)
+        options = ("--last", str(last)) if last >= 0 else ()
+        argv = [STEM, role, str(directory), *options, *(("--", *command) if command else ())]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds={*keep, last} - {-1})
         assert done.returncode == 0, done.stderr
         self.pid = int((directory / "stem.pid").read_text())
         self.pidfd = os.pidfd_open(self.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -137,6 +138,56 @@ def test_exit_command(directory: Path, custody: bool) -> None:
     else:
         assert wait_until(lambda: (directory / "said").exists() and (directory / "said").read_text(), "COMMAND runs") == "argument 4\n"
     box.close()
+
+
+def test_who_comes_at_once_spares_the_exit_command(directory: Path) -> None:
+    """Whoever started a short container and then waits for it, in one message with the promise to clean up."""
+    box = Sandbox(directory, command=("/bin/sh", "-c", f"touch {directory}/said"))
+    client = box.client()
+    main = client.spawn(shell("exit 3"), main=True)
+    wait_until(lambda: client.stat()[main][1] == 2, "the process has ended")
+    hello = wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(1)))
+    owner = box.client()
+    owner.socket.sendall(hello + wire.encode(wire.Frame(wire.Type.WAIT, 0, main, 7, b"")))
+    assert wire.decode_exited(owner.answer(7).payload)[0] == 3
+    wait_until(box.gone, "the daemon ends")
+    assert not (directory / "said").exists()
+    box.close()
+
+
+def test_the_root_file_system_goes_last(directory: Path, root: Path) -> None:
+    """The end waits for no disk: stem keeps the root file system, lets go of everything else first, of the last descriptor after it."""
+    last = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(last, fcntl.LOCK_EX)
+    box = Sandbox(directory, last=last)
+    os.close(last)
+    client = box.client()
+    main = client.spawn(*enter_root(root), shell("read x"), main=True, stdin=True, attach=True, clone=CONTAINER)
+    pid = client.stat()[main][0]
+
+    def kept() -> list[str]:
+        there = os.stat(f"/proc/{pid}/root/.")
+        files = [f"/proc/{box.pid}/fd/{name}" for name in os.listdir(f"/proc/{box.pid}/fd")]
+        return [file for file in files if os.path.samestat(os.stat(file), there) and not file.endswith(f"/{last}")]
+
+    assert len(kept()) == 1
+    client.spawn(op(Code.JOIN, main, NEWNS | NEWPID), op(Code.CLONE, 0), execute("true"))
+    assert len(kept()) == 1, "of the main process alone"
+    watch = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    client.write(main, b"\n")
+    assert client.finish(main).code == 0
+    fcntl.flock(watch, fcntl.LOCK_EX)
+    os.close(watch)
+    wait_until(box.gone, "the daemon ends")
+    box.close()
+
+
+@pytest.mark.parametrize("words", [("--last",), ("--last", "9", "more"), ("--first", "9"), ("--last", "9", "--")])
+def test_wrong_words_are_refused(directory: Path, words: tuple[str, ...]) -> None:
+    done = subprocess.run([STEM, "host", str(directory), *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr[:11]) == (2, "usage: stem")
 
 
 def test_exit_command_runs_when_the_owner_died(directory: Path) -> None:

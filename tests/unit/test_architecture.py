@@ -18,7 +18,7 @@ MODULE_LINES = 800
 FUNCTION_LINES = 100
 RECIPE_LINES = 150
 INTERFACE_METHODS = 10
-STEM_LINES = 6200
+STEM_LINES = 6300
 
 # Recipes: one list of steps that reads best in one piece. Qualified names; each must exist and be longer than FUNCTION_LINES.
 RECIPES: frozenset[str] = frozenset()

@@ -79,9 +79,8 @@ class Channel:
         return _decoded(wire.decode_hello, answer)
 
     def announce(self) -> None:
-        """Take custody without waiting for an answer, which a guest gives only when it has booted."""
-        with contextlib.suppress(OSError):
-            self._socket.sendall(wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(wire.VERSION))))
+        """Take custody together with the next request, without an answer, which a guest gives only when it has booted."""
+        self._out += wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(wire.VERSION)))
 
     def spawn(self, spawn: Spawn, *, timeout: float | None = None) -> tuple[int, int]:
         """Run a plan; answers with (process number, pid as the stem sees it) once its program runs.

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 from nacre.errors import Denied, HostError, SandboxError, Unsupported
 from nacre.isolation import Adjustable, Driver, Pausable
@@ -16,14 +17,16 @@ from nacre.linux import cgroups, devices
 from nacre.linux.files import explained
 from nacre.model.container import ContainerSpec, Resources, Rootfs, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_REC, Code, Op, op
+from nacre.store import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from types import TracebackType
+    from typing import Any, Self
 
     from nacre.isolation.groups import Group
 
-GREETING = 10.0
+WRITING = 120.0  # seconds that a disk may take for what a container has written
 SHM = "shm"  # in the directory of a sandbox whose shared memory others may join
 CONTAINER, IDENTITY = "container:", "0 0 4294967295\n"
 
@@ -37,35 +40,49 @@ def stem_path() -> str:
 
 
 def launch(role: str, directory: str, *, keep: Sequence[int] = (), exit_command: Sequence[str] = ()) -> None:
-    """Start a stem (role host or relay) for the sandbox in `directory`; returns when it listens.
+    """Start a stem (role host or relay) for the sandbox in `directory`; returns when it listens. Otherwise as `Launch`."""
+    with Launch(role, directory, keep=keep, exit_command=exit_command):
+        pass
 
-    keep: descriptors that it holds until it exits (the lock, reserved ports). exit_command: run by it at its very end.
+
+class Launch:
+    """A stem that is being started for the sandbox in `directory`; it listens when the context has ended.
+
+    keep: descriptors that it holds until it exits (the lock, reserved ports). last: one that it holds until the root file system of
+    its container is off the disk, -1 = none. exit_command: run by it at its very end.
     Raises SandboxError(stage="launch") with what it printed.
     """
-    argv = [stem_path(), role, directory, *(("--", *exit_command) if exit_command else ())]
-    said, mouth = os.pipe2(os.O_CLOEXEC)
-    try:
+
+    def __init__(self, role: str, directory: str, *, keep: Sequence[int] = (), last: int = -1, exit_command: Sequence[str] = ()) -> None:
+        options = ("--last", str(last)) if last >= 0 else ()
+        argv = [stem_path(), role, directory, *options, *(("--", *exit_command) if exit_command else ())]
+        self._said, mouth = os.pipe2(os.O_CLOEXEC)
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
             (os.POSIX_SPAWN_DUP2, mouth, 2),
             # Duplicating a descriptor onto itself clears close-on-exec in the child alone: no other child can inherit a lock.
-            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep),
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (*keep, last) if fd >= 0),
         ]
-        pid = os.posix_spawn(argv[0], argv, _environment(), file_actions=actions)
-        os.close(mouth)
-        mouth = -1
-        with open(said, "rb", closefd=False) as stderr:
-            text = stderr.read(4096).decode(errors="replace").strip()
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except OSError as error:
-        raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
-    finally:
-        os.close(said)
-        if mouth >= 0:
+        try:
+            self._pid = os.posix_spawn(argv[0], argv, _environment(), file_actions=actions)
+        except OSError as error:
+            os.close(self._said)
+            raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
+        finally:
             os.close(mouth)
-    if code:
-        raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with open(self._said, "rb") as stderr:
+                text = stderr.read(4096).decode(errors="replace").strip()
+        finally:
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if code and not kind:
+            raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
 
 
 def _environment() -> dict[str, str]:
@@ -80,12 +97,18 @@ class Process(Driver, Adjustable, Pausable):
         """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
         if not is_host_root():
             _check_user(sandbox.spec)
-        make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
-        if sandbox.spec.ipc == "shareable":
-            share_memory(sandbox)
-        launch("host", sandbox.directory, keep=keep, exit_command=exit_command)
+        with ExitStack() as stack:
+            last = -1
+            if upper := sandbox.rootfs.upper:
+                busy = f"what container {sandbox.id[:12]} wrote before is still on its way to the disk"
+                last = stack.enter_context(Lock(upper, directory=True, wait=WRITING, busy=busy)).fd
+            stack.enter_context(Launch("host", sandbox.directory, keep=keep, last=last, exit_command=exit_command))
+            make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
+            if sandbox.spec.ipc == "shareable":
+                share_memory(sandbox)
         channel = Channel(sandbox.directory, custody=custody)
-        channel.hello(timeout=GREETING)
+        if custody:
+            channel.announce()
         return channel
 
     def place(self, sandbox: Sandbox) -> Place:

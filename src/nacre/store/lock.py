@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 class Lock:
     """An exclusive (or shared) lock on a file. Use as a context manager, or keep `fd`.
 
-    create: make the file when it is absent; otherwise FileNotFoundError is raised.
+    create: make the file when it is absent; otherwise FileNotFoundError is raised. directory: it is a directory, which exists.
     wait: seconds to wait for another holder; 0 = not at all, None = for ever.
     Raises Conflict("... is busy") when the lock is not free in time; `busy` is the message.
     """
 
-    def __init__(self, path: str, *, shared: bool = False, create: bool = True, wait: float | None = None, busy: str = "") -> None:
+    def __init__(
+        self, path: str, *, shared: bool = False, create: bool = True, directory: bool = False, wait: float | None = None, busy: str = ""
+    ) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_RDWR | (os.O_CREAT if create else 0)
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
         mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             if wait is None:
