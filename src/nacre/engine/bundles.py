@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 _ISOLATION = "io.nacre.isolation"  # annotation
-_ISOLATION = "io.nacre.isolation"
 _SIGKILL = 9
 _KILL_WAIT = 10.0  # seconds that a killed process may take to end
 

@@ -12,10 +12,10 @@ import struct
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound, Unsupported
 from nacre.isolation import oci, oci_cgroup, oci_run
 from nacre.isolation.oci_run import Outcome
-from nacre.linux import seccomp
+from nacre.linux import capabilities, seccomp
 from nacre.linux.process import signal_number as signal_number
 from nacre.model import jsontext
-from nacre.model.bundle import Bundle, Process
+from nacre.model.bundle import RLIMITS, Bundle, Process
 from nacre.model.plan import NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS
 from nacre.model.value import Value
 
@@ -307,12 +307,19 @@ def make_group(bundle: Bundle, name: str, *, systemd: bool) -> Group | None:
     return group
 
 
-def ungranted(bundle: Bundle) -> list[str]:
-    """Capabilities of the configuration that do not exist or that this host cannot give."""
+def remarks(process: Process) -> list[str]:
+    """What of a process will be less than was asked for, a sentence each: capabilities and limits that cannot be given here."""
     names: list[str] = []
-    if bundle.process:
-        oci.capability_masks(bundle.process, names)
-    return names
+    oci.capability_masks(process, names)
+    found = [f"capability {name} is unknown or cannot be granted here, and is left out" for name in names]
+    if process.rlimits and not capabilities.held() & capabilities.bit("SYS_RESOURCE"):
+        from resource import getrlimit
+
+        for number, _soft, hard in process.rlimits:
+            present = getrlimit(number)[1] % (1 << 64)  # -1 is infinity
+            if hard > present:
+                found.append(f"{RLIMITS[number]}: {hard} is above the present hard limit of {present}, which cannot be raised here")
+    return found
 
 
 def offer_listener(profile: dict[str, Any], outcome: Outcome, state: dict[str, Any], pid: int) -> None:

@@ -118,6 +118,8 @@ def do_exec(call: Call, flags: Flags, operands: list[str]) -> int:
     name, arguments = operands[0], operands[1:]
     if not arguments and not flags.text("process"):
         raise InvalidArgument("process args cannot be empty", hint="nacre-oci exec ID COMMAND, or --process FILE")
+    if flags.texts("cgroup"):
+        raise Unsupported("--cgroup: a process of a container joins the container's own control group")
     runtime, console, detach = call.runtime(), flags.text("console-socket"), flags.on("detach")
     tty: list[bool] = []
 
