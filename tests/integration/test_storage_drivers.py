@@ -94,6 +94,7 @@ def test_btrfs(nacre_: Nacre, level: Level, layouts: Callable[[str], Path], dire
             assert "4kB" in run("ps", "-s") or "8.19kB" in run("ps", "-s")
             diskimages.check(["btrfs", "quota", "enable", str(root)])
             run("create", "--storage-opt", "size=50m", *options, image, "echo")
+            assert run("run", "--rm", "--userns", "private", *options, image, "cat", "/proc/self/uid_map").split()[0] == "0"
         run("restart", "-t", "0", "box")
         assert run("exec", "box", "cat", "/kept").strip() == "still here"
         run("rm", "-f", *run("ps", "-aq").split())
@@ -103,6 +104,25 @@ def test_btrfs(nacre_: Nacre, level: Level, layouts: Callable[[str], Path], dire
         assert level is Level.VM or os.listdir(root / "stacks") == []
 
     diskimages.alone(action)
+
+
+@pytest.mark.parametrize("driver", ["overlay", "vfs"])
+def test_own_user_namespace(driver: str, nacre_: Nacre, loaded: str, tmp_path: Path) -> None:
+    """Files of the image belong to the container's root, mount points that the image lacks are made, and what is written stays."""
+    (tmp_path / "bound").mkdir()
+    mounts = ("-v", f"{tmp_path}/bound:/deep/bound", "-v", "named:/some/volume", "--tmpfs", "/memory", "-v", "/etc/passwd:/etc/passwd:ro")
+    options = ("--userns", "private", "--network", "none", *mounts)
+    nacre_(driver, "run", "-d", "--name", "box", *options, loaded, "sleep")
+    assert nacre_(driver, "exec", "box", "cat", "/proc/self/uid_map").split()[1] != "0"
+    nacre_(driver, "exec", "box", "write", "/some/volume/file", "x")
+    nacre_(driver, "exec", "box", "write", "/kept", "mine")
+    nacre_(driver, "restart", "-t", "0", "box")
+    assert nacre_(driver, "exec", "box", "cat", "/kept").strip() == "mine"
+    tops = list((tmp_path / "disk/root/containers").glob("*/tree" if driver == "vfs" else "*/upper/upper"))
+    written = (tops[0] / "kept").stat().st_uid
+    assert (written == 0) == (driver == "vfs"), "a tree keeps the image's numbers, an upper directory has the namespace's"
+    assert (tmp_path / "disk/root/volumes/named/_data/file").stat().st_uid == 0
+    nacre_(driver, "rm", "-f", "box")
 
 
 def test_size_limit_refused_and_at_level_vm(nacre_: Nacre, loaded: str, vm: Level) -> None:

@@ -15,7 +15,7 @@ from nacre.isolation.channel import Channel
 from nacre.isolation.plan import SAFE, Place, layer_ops, shm_options
 from nacre.linux import cgroups, devices
 from nacre.linux.files import explained
-from nacre.model.container import ContainerSpec, Resources, Rootfs, Sandbox, Stats
+from nacre.model.container import BoundMount, ContainerSpec, Resources, Rootfs, Sandbox, Stats
 from nacre.model.plan import MS_BIND, MS_REC, Code, Op, op
 from nacre.store import Lock
 
@@ -122,7 +122,7 @@ class Process(Driver, Adjustable, Pausable):
         return Place(
             stage=f"{sandbox.directory}/stage",
             scratch=f"{sandbox.state}/etc",
-            rootfs=tuple(rootfs_ops(sandbox.rootfs, block=block)),
+            rootfs=tuple(rootfs_ops(sandbox.rootfs, block=block, stage=f"{sandbox.directory}/stage", mounts=sandbox.mounts)),
             join=group.procs_paths(),
             cgroup=cgroup_mounts(cgroups.layout()),
             netns=sandbox.joins.get("net", sandbox.endpoint.netns),
@@ -357,8 +357,11 @@ def supported_limits() -> dict[str, bool]:
     return supported(manageable())
 
 
-def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
-    """Operations that put a root file system at `root` below the working directory (the stage). block: first uid of a user namespace."""
+def rootfs_ops(rootfs: Rootfs, *, block: int = 0, stage: str = "", mounts: Sequence[BoundMount] = ()) -> list[Op]:
+    """Operations that put a root file system at `root` below the working directory (the stage).
+
+    block: first uid of a user namespace; with it, stage: the path of that directory, mounts: what will be mounted in there.
+    """
     ops = [op(Code.MKDIR, "root", 0o755)]
     if block and rootfs.driver == "fuse-overlayfs":
         raise Unsupported(
@@ -366,7 +369,9 @@ def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
             hint="leave --userns out, or use another storage driver (nacre info tells which can work here)",
         )
     if rootfs.tree:
-        return [*ops, op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC), *([op(Code.IDMAP, "root")] if block else [])]
+        ops.append(op(Code.BIND, rootfs.tree, "root", MS_BIND | MS_REC))
+        # Once it is mapped, the host's root has no id to make mount points with.
+        return [*ops, op(Code.ROOT, f"{stage}/root"), *_mount_points(mounts), op(Code.IDMAP, "root")] if block else ops
     for number, layer in enumerate(rootfs.layers):
         ops += layer_ops(layer, f"l{number}", idmapped=bool(block))
     # Short relative names: the options of a mount must fit in one page, however many layers there are.
@@ -377,6 +382,19 @@ def rootfs_ops(rootfs: Rootfs, *, block: int = 0) -> list[Op]:
         ops.append(op(Code.CHOWN, "u/upper", block, block))
     options = f"lowerdir={lower},upperdir=u/upper,workdir=u/work{',' if rootfs.options else ''}{rootfs.options}"
     return [*ops, op(Code.MOUNT, "overlay", "root", "overlay", 0, options)]
+
+
+def _mount_points(mounts: Sequence[BoundMount]) -> Iterator[Op]:
+    """What a container's mounts, its own and those that all have, need in the image; not what is needed in one of these."""
+    for name in ("dev", "proc", "sys", "etc"):
+        yield op(Code.MKDIR, f"%/{name}", 0o755)
+    for name in ("hosts", "hostname", "resolv.conf"):
+        yield op(Code.TOUCH, f"%/etc/{name}", 0o644)
+    covered = ["/dev", "/proc", "/sys"]
+    for mount in sorted(mounts, key=lambda item: item.target.count("/")):
+        if not mount.target.startswith(tuple(f"{path}/" for path in covered)):
+            yield op(Code.MKDIR, f"%{mount.target}", 0o755) if mount.is_dir else op(Code.TOUCH, f"%{mount.target}", 0o644)
+            covered.append(mount.target.rstrip("/"))
 
 
 def reap_command(root: str, run_directory: str, identifier: str) -> list[str]:
