@@ -17,7 +17,6 @@ import fcntl
 import os
 import signal
 import struct
-import sys
 
 from nacre.errors import (
     CommandNotExecutable,
@@ -269,23 +268,22 @@ def _stand_in(theirs: _socket.socket, live: Callable[[], int]) -> NoReturn:
         os.setsid()
         code = live()
     except NacreError as error:
+        code = error.exit_code
         _report(theirs, type(error).__name__, error.message, error.hint, error.details)
-        code = 1
     except BaseException as error:
         _report(theirs, "HostError", f"internal error: {type(error).__name__}: {error}")
-        code = 1
     finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
         os._exit(code)
 
 
 def _report(theirs: _socket.socket, kind: str = "", message: str = "", hint: str = "", details: str = "", master: int = -1) -> None:
     data = jsontext.dumps({"kind": kind, "message": message, "hint": hint, "details": details[-32768:]}).encode()
     control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", master))] if master >= 0 else []
-    with contextlib.suppress(OSError):
+    try:
         theirs.sendmsg([data], control)
         theirs.close()
+    except OSError:  # it has been told that all is well: this is for who reads the container's output
+        _write(2, f"nacre-oci: {message}\n".encode())
 
 
 def _boot(theirs: _socket.socket, claim: Claim, sandbox: Sandbox, bundle: Bundle, wishes: Wishes, block: int) -> int:

@@ -126,7 +126,9 @@ class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
         return Place(
             stage=STAGE,
             scratch=SCRATCH,
-            rootfs=(*disks.rootfs_ops(sandbox.rootfs, block=block), *_share_ops(binds)),
+            rootfs=(*_share_ops(binds), *_shared_root(len(binds) - 1))
+            if _is_shared(sandbox)
+            else (*disks.rootfs_ops(sandbox.rootfs, block=block), *_share_ops(binds)),
             join=(f"{GROUP}/cgroup.procs",),
             cgroup_setup=setup,
             cgroup=(("cgroup2", "cgroup2", "", ""),),
