@@ -8,7 +8,7 @@ from nacre.engine import merge
 from nacre.engine.core import Core
 from nacre.engine.lifecycle import Lifecycle, hostname
 from nacre.isolation import driver
-from nacre.model.container import BoundMount, Container, ContainerSpec, LayerMount, Level, MountSpec, Rootfs
+from nacre.model.container import BoundMount, Container, ContainerSpec, LayerMount, Level, MountSpec, Rootfs, Sandbox
 from nacre.model.network import Endpoint
 
 EXAMPLE_ID = "e0" * 32
@@ -16,9 +16,10 @@ EXAMPLE_ID = "e0" * 32
 
 def explain(core: Core, lifecycle: Lifecycle, spec: ContainerSpec) -> str:
     """The spawn record of the main process as text, with example values for what only a real run decides (id, address)."""
-    image = core.images.resolve(spec.image)
     merge.validate(spec)
-    spec = spec.replace(mounts=merge.image_volumes(spec, image.config))
+    spec, borrowed = merge.completed(core, spec, make=False)
+    image = merge.PLAIN if spec.rootfs else core.images.resolve(spec.image)
+    spec = spec.replace(mounts=merge.image_volumes(spec, image.config, tuple(mount.target for mount in borrowed)))
     layers = tuple(core.layers.get(layer.diff_id) for layer in image.layers)
     state = core.layout.container(EXAMPLE_ID)
     whole, disk = core.layers.driver in ("btrfs", "vfs"), spec.isolation is Level.VM
@@ -38,19 +39,44 @@ def explain(core: Core, lifecycle: Lifecycle, spec: ContainerSpec) -> str:
         image_name=spec.image,
         image_config=image.config,
         process=merge.process_spec(spec, image.config, hostname(spec, EXAMPLE_ID)),
-        mounts=tuple(_mount(core, item) for item in spec.mounts),
-        endpoint=plain if spec.network in ("host", "none") else bridged,
+        mounts=(*merge.with_options(spec, tuple(_mount(core, item) for item in spec.mounts)), *borrowed),
+        endpoint=plain if spec.network in ("host", "none") or spec.network.startswith("container:") else bridged,
         rootfs=rootfs,
     )
+    if spec.rootfs:
+        record = record.replace(rootfs=_plain(spec, f"{state}/upper"))
     level = driver(spec.isolation)
-    plan = lifecycle.plan(record, lifecycle.sandbox(record, 0), level)
+    plan = lifecycle.plan(record, _sandbox(core, lifecycle, record), level)
     lines = [f"spawn at level {spec.isolation}: clone {plan.clone:#x}, log {plan.log}, exit record {plan.exit}"]
     return "\n".join([*lines, *(f"{number:4d}  {item.describe()}" for number, item in enumerate(plan.ops))])
+
+
+def _sandbox(core: Core, lifecycle: Lifecycle, record: Container) -> Sandbox:
+    """The sandbox with the places where namespaces of others are now, or would be."""
+    sandbox = lifecycle.sandbox(record, 0)
+    if any(mount.kind == "image" for mount in sandbox.mounts):
+        from nacre.engine import mounts
+
+        sandbox = sandbox.replace(mounts=mounts.current(core, sandbox.mounts))
+    spec = record.spec
+    if any(mode.startswith("container:") for mode in (spec.network, spec.pid, spec.ipc, spec.uts, spec.userns)):
+        from nacre.engine import sharing
+
+        sandbox = sandbox.replace(joins=sharing.paths(core, spec))
+    return sandbox
+
+
+def _plain(spec: ContainerSpec, upper: str) -> Rootfs:
+    if not spec.rootfs_overlay:
+        return Rootfs(driver="directory", tree=spec.rootfs)
+    return Rootfs(driver="overlay", layers=(LayerMount(diff_id="", path=spec.rootfs, format="directory"),), upper=upper)
 
 
 def _mount(core: Core, spec: MountSpec) -> BoundMount:
     """What the mount would be resolved to; nothing is made."""
     if spec.kind == "bind" and os.path.exists(spec.source):
         return merge.bind(spec, create=False)
-    source = f"{core.layout.root}/volumes/{spec.source or EXAMPLE_ID}/_data" if spec.kind == "volume" else spec.source
-    return BoundMount(target=spec.target, kind=spec.kind, source=source, read_only=spec.read_only, options=spec.options)
+    name = spec.source or EXAMPLE_ID
+    source = f"{core.layout.root}/volumes/{name}/_data" if spec.kind == "volume" else spec.source
+    options = (f"name={name}",) if spec.kind == "volume" else spec.options
+    return BoundMount(target=spec.target, kind=spec.kind, source=source, read_only=spec.read_only, options=options)

@@ -101,11 +101,11 @@ def validate(spec: ContainerSpec) -> list[str]:
     return found
 
 
-
-def completed(core: Core, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[BoundMount, ...]]:
+def completed(core: Core, spec: ContainerSpec, *, make: bool = True) -> tuple[ContainerSpec, tuple[BoundMount, ...]]:
     """The spec with what it names found and fixed: other containers by their ids, the content of a seccomp profile, devices.
 
-    Answers with the mounts that are there already as well: of other containers and images. Raises NotFound, InvalidArgument, Unsupported.
+    Answers with the mounts that are there already as well: of other containers and images. make: volumes that have labels.
+    Raises NotFound, InvalidArgument, Unsupported.
     """
     borrowed: tuple[BoundMount, ...] = ()
     if spec.security_opt:
@@ -122,7 +122,7 @@ def completed(core: Core, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[Bou
         from nacre.engine import mounts
 
         borrowed = mounts.borrowed(core, spec)
-        spec, images = mounts.prepared(core, spec)
+        spec, images = mounts.prepared(core, spec, make=make)
         borrowed += images
     return spec, borrowed
 

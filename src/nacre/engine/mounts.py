@@ -15,7 +15,7 @@ from nacre.model.container import BoundMount, ContainerSpec, LayerMount, Level, 
 _LABEL = "label="
 
 
-def prepared(core: Core, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[BoundMount, ...]]:
+def prepared(core: Core, spec: ContainerSpec, *, make: bool) -> tuple[ContainerSpec, tuple[BoundMount, ...]]:
     """Check what is to be mounted, make volumes that have labels, and take out images, which exist. Raises InvalidArgument, NotFound."""
     found = []
     for item in spec.mounts:
@@ -25,7 +25,7 @@ def prepared(core: Core, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[Boun
         labels = dict(option.removeprefix(_LABEL).partition("=")[::2] for option in item.options if option.startswith(_LABEL))
         if labels and not item.source:
             raise InvalidArgument(f"mount {item.target}: a volume without a name cannot have labels", hint="name it: source=NAME")
-        if labels:
+        if labels and make:
             core.volumes.create(item.source, labels=labels)
     return spec.replace(mounts=tuple(item for item in spec.mounts if item.kind != "image")), tuple(found)
 

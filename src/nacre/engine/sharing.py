@@ -105,6 +105,11 @@ def join(core: Core, spec: ContainerSpec, stack: ExitStack) -> dict[str, str]:
     return paths
 
 
+def paths(core: Core, spec: ContainerSpec) -> dict[str, str]:
+    """Where the namespaces of other containers are, by kind, for whoever only wants to know: PID stands for one that does not run."""
+    return {kind: f"/proc/{record.pid or 'PID'}/ns/{kind}" for kind, record in others(core, spec).items()}
+
+
 def open_namespace(core: Core, record: Container, kind: str, stack: ExitStack) -> int:
     """A descriptor of one namespace (pid, ipc, uts, user, net, mnt, cgroup) of a running container. Raises Conflict."""
     gone = Conflict(
