@@ -23,6 +23,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "completion": ("completion", "Print the completion script for a shell"),
     "cp": ("cp", "Copy files between a container and this host"),
     "create": ("run", "Create a container without starting it"),
+    "enter": ("shell", "Run a program of this host in the namespaces of a container"),
     "events": ("events", "Show what happens, as it happens"),
     "explain": ("explain", "Show what run would do, without doing it"),
     "history": ("history", "Show how an image was made"),
@@ -42,6 +43,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "tag": ("images", "Give an image another name"),
     "top": ("top", "Show the processes of a container"),
     "unpause": ("lifecycle", "Let paused containers continue"),
+    "unshare": ("shell", "Run a program in new namespaces, without a container"),
     "update": ("update", "Change the limits of containers"),
     "wait": ("lifecycle", "Wait until containers stop, then print their exit codes"),
 }

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nacre.engine.images import Images
     from nacre.engine.lifecycle import Lifecycle
     from nacre.engine.networks import Networks
+    from nacre.engine.shell import parse_namespaces as parse_namespaces
+    from nacre.engine.shell import unshare as unshare
     from nacre.engine.volumes import Volumes
     from nacre.isolation.logs import LogRecord
     from nacre.isolation.rootless import enter
@@ -35,6 +37,8 @@ _HOMES = {
     "Images": "engine.images",
     "LogRecord": "isolation.logs",
     "Networks": "engine.networks",
+    "parse_namespaces": "engine.shell",
+    "unshare": "engine.shell",
     "Stream": "isolation.stream",
     "Volumes": "engine.volumes",
     "enter": "isolation.rootless",

@@ -500,6 +500,13 @@ class Container:
         security = self._lifecycle.security(self.record.spec, privileged=privileged)
         return exec_plan(MAIN, process, driver(self.record.spec.isolation).place(sandbox), security)
 
+    def enter(self, argv: Sequence[str], kinds: Sequence[str], *, directory: str = "") -> int:
+        """Run a program of this host in namespaces of it (see `nacre.engine.shell`); its exit code, unless it replaces this process."""
+        from nacre.engine import shell
+
+        self._require_running()
+        return shell.enter(self._core, self.record, argv, kinds, directory=directory)
+
     def attach(self, *, stdin: bool = True) -> Stream:
         """The streams of the main process from now on. Raises Conflict unless running."""
         self._require_running()
