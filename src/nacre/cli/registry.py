@@ -78,6 +78,7 @@ _NAMED: dict[str, tuple[str, str]] = {
     "system df": ("df", "Show the disk space in use"),
     "system events": PLAIN["events"],
     "system info": COMMON["info"],
+    "system migrate": ("migrate", "Stop the containers of an ordinary user, so that new subordinate ids are used"),
     "system prune": ("prune", "Remove what nothing uses"),
     "volume create": ("volume", "Create a volume"),
     "volume inspect": ("inspect", "Show everything known about volumes"),
