@@ -91,6 +91,24 @@ class User:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def give_ids(name: str, *ranges: str) -> None:
+    """Replace an account's lines in subuid(5) and subgid(5)."""
+    for kind in ("uid", "gid"):
+        path = Path(f"/etc/sub{kind}")
+        others = [line for line in path.read_text().splitlines() if not line.startswith(f"{name}:")]
+        path.write_text("".join(f"{line}\n" for line in (*others, *ranges)))
+
+
+@contextlib.contextmanager
+def ids(name: str, first: int, count: int) -> Iterator[None]:
+    """Another range for a while."""
+    give_ids(name, f"{name}:{first}:{count}")
+    try:
+        yield
+    finally:
+        give_ids(name, f"{name}:{FIRST}:{COUNT}")
+
+
 @pytest.fixture(scope="module")
 def prefix() -> Iterator[Path]:
     """An installation that everybody can read: an environment of the distribution's Python with a copy of the package."""
@@ -120,9 +138,7 @@ def account(prefix: Path, lab: Lab, layouts: Callable[[str], Path]) -> Iterator[
     """A user with subordinate ids and the image `box`."""
     made = User(prefix, f"nt{os.getpid()}")
     try:
-        for kind in ("uid", "gid"):
-            lines = [line for line in Path(f"/etc/sub{kind}").read_text().splitlines() if not line.startswith(f"{made.name}:")]
-            Path(f"/etc/sub{kind}").write_text("".join(f"{line}\n" for line in (*lines, f"{made.name}:{FIRST}:{COUNT}")))
+        give_ids(made.name, f"{made.name}:{FIRST}:{COUNT}")
         archive = prefix / "box.tar"
         ocipack.archive_layout(layouts("busybox"), archive)
         archive.chmod(0o644)
@@ -153,9 +169,7 @@ def names(user: User) -> str:
 def test_without_ids_everything_says_what_to_do(prefix: Path, lab: Lab, eventually: Callable[..., Any]) -> None:
     nobody = User(prefix, f"nb{os.getpid()}")
     try:
-        for kind in ("uid", "gid"):
-            path = Path(f"/etc/sub{kind}")
-            path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if not line.startswith(f"{nobody.name}:")))
+        give_ids(nobody.name)
         assert nobody("version").stdout.startswith("Version: ")
         assert "no subordinate uids" in nobody("info").stdout
         doctor = nobody("doctor", code=1).stdout
@@ -344,6 +358,23 @@ def test_many_at_once_make_one_home(user: User) -> None:
     home = f"{user.run}/home"
     stems = [pid for pid in user.processes() if home in Path(f"/proc/{pid}/cmdline").read_text()]
     assert stems == [user.stem("home")]
+
+
+def test_another_range_of_ids(user: User) -> None:
+    """What does not fit into the range is named; after a change `system migrate` brings the new one into use."""
+    layout, archive = user.prefix / "many", user.prefix / "many.tar"
+    ocipack.write_layout(layout, [ocipack.layer_from_members([ocipack.file_member("far", b"", uid=70000)])], {})
+    ocipack.archive_layout(layout, archive)
+    refused = user("load", "-i", str(archive), code=125).stderr
+    assert "the image has files of owner 70000:0, and this user namespace has no such id" in refused
+    user("run", "-d", "--name", "old", "--network", "none", "box", "sleep", "1000")
+    with ids(user.name, FIRST, 2 * COUNT):
+        assert user("system", "migrate", "-t", "0").stdout == "old\n"
+        user("load", "-i", str(archive))
+        assert names(user).startswith("old Exited (137)")
+        assert user("run", "--rm", "--network", "none", "box", "cat", "/proc/self/uid_map").stdout.split()[-1] == str(2 * COUNT)
+    user("system", "migrate")
+    assert "has no such id" in user("run", "--rm", "--user", "70000", "--network", "none", "box", "true", code=125).stderr
 
 
 # ---- limits

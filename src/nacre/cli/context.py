@@ -40,12 +40,13 @@ class Context:
                 from nacre.engine import enter
 
                 root, run_root = enter(root, run_root)
+                self._where = (root, run_root, storage_driver)
             self._engine = Engine(root, run_root, storage_driver=storage_driver)
         return self._engine
 
     @property
     def directories(self) -> tuple[str | None, str | None]:
-        """The durable and the run-time directory that were asked for with global options, None = not."""
+        """The durable and the run-time directory: the engine's once it is made, else what was asked for, None = the default."""
         return self._where[:2]
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nacre.engine.shell import unshare as unshare
     from nacre.engine.volumes import Volumes
     from nacre.isolation.logs import LogRecord
-    from nacre.isolation.rootless import enter
+    from nacre.isolation.rootless import enter, leave
     from nacre.isolation.stream import Stream
     from nacre.model.container import ContainerSpec
     from nacre.model.image import Image, Progress
@@ -42,10 +42,12 @@ _HOMES = {
     "Stream": "isolation.stream",
     "Volumes": "engine.volumes",
     "enter": "isolation.rootless",
+    "leave": "isolation.rootless",
     "user_checks": "engine.doctor",
 }
 __all__ = [
-    "Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes", "enter", "user_checks", "version",
+    "Check", "Container", "Containers", "Engine", "Images", "LogRecord", "Networks", "Stream", "Volumes", "enter", "leave", "user_checks",
+    "version",
 ]  # fmt: skip
 
 

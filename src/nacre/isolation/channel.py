@@ -19,7 +19,7 @@ from nacre.model.plan import Code, Op, Spawn
 from nacre.model.value import Value
 from nacre.wire import stem as wire
 
-EPERM, ENOENT, EACCES, ENOEXEC, ESRCH, ESHUTDOWN = 1, 2, 13, 8, 3, 108
+EPERM, ENOENT, EACCES, ENOEXEC, ESRCH, EINVAL, ESHUTDOWN = 1, 2, 13, 8, 3, 22, 108
 CHUNK = 256 * 1024
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -325,6 +325,8 @@ def _way_out(failed: Op, errno: int) -> str:
             f"a part of this session's own {failed.args[2]} is hidden, as in containers: start the outer one with everything visible "
             "(docker: --security-opt systempaths=unconfined, podman: --security-opt unmask=ALL)"
         )
+    if failed.code == Code.USER and errno == EINVAL:
+        return "this user namespace has no such id; as root: give the user a larger range (usermod --add-subuids ... --add-subgids ...)"
     return ""
 
 

@@ -53,6 +53,15 @@ def enter(root: str | None = None, run: str | None = None) -> tuple[str | None, 
     return root, run
 
 
+def leave(run: str) -> None:
+    """End what keeps the namespaces of the run directory: when no container is in them either, the next `enter` makes new ones."""
+    with Lock(f"{run}/enter.lock", wait=_PATIENCE, busy="another command of yours is making the user namespace"):
+        with contextlib.suppress(SandboxError), contextlib.closing(Channel(f"{run}/{HOME}")) as channel:
+            channel.shutdown(force=True, timeout=_PATIENCE)
+        # Nobody may join what is about to go.
+        Lock(f"{run}/{HOME}/lock", wait=_PATIENCE).release()
+
+
 def directories(root: str | None = None, run: str | None = None) -> tuple[str, str]:
     """The durable and the run-time directory of an ordinary user's engine: asked for, from NACRE_ROOT and NACRE_RUN, or after the
     XDG base directory specification.

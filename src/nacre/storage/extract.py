@@ -314,7 +314,7 @@ class _Extraction:
 
     def _set_attributes(self, fd: int, entry: Entry) -> None:
         if self._owner and not (self._ours and entry.uid == entry.gid == 0):
-            os.fchown(fd, entry.uid, entry.gid)
+            _give(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
         if entry.xattrs:
             self._set_xattrs(fd, entry.xattrs)
@@ -323,7 +323,7 @@ class _Extraction:
     def _set_attributes_of(self, entry: Entry, parent: int, name: bytes) -> None:
         """Attributes of what must not be opened: symbolic links and nodes."""
         if self._owner and not (self._ours and entry.uid == entry.gid == 0):
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            _give(name, entry.uid, entry.gid, parent)
         if entry.xattrs:
             self._set_xattrs(os.fsencode(f"/proc/self/fd/{parent}/") + name, entry.xattrs)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
@@ -340,7 +340,7 @@ class _Extraction:
             if os.fstat(fd).st_ino != inode:
                 return
             if self._owner:
-                os.fchown(fd, directory.uid, directory.gid)
+                _give(fd, directory.uid, directory.gid)
             os.fchmod(fd, directory.mode)
             if directory.xattrs:
                 self._set_xattrs(fd, directory.xattrs)
@@ -415,3 +415,19 @@ def _explain(error: OSError, path: bytes) -> NacreError | OSError:
     if error.errno == errno.EPERM:
         return Denied(f"cannot unpack {path[:200].decode(errors='replace')!r}: {os.strerror(errno.EPERM)}", hint="run as root")
     return error
+
+
+def _give(what: int | bytes, uid: int, gid: int, parent: int | None = None) -> None:
+    """Change the owner of an open file, or of a name in the directory `parent`. Raises HostError for an owner whom nobody here can be."""
+    try:
+        if isinstance(what, int):
+            os.fchown(what, uid, gid)
+        else:
+            os.chown(what, uid, gid, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise HostError(
+            f"the image has files of owner {uid}:{gid}, and this user namespace has no such id",
+            hint="as root: give the user more ids (usermod --add-subuids ... --add-subgids ...); then, as the user: nacre system migrate",
+        ) from error
