@@ -21,10 +21,6 @@ from nacre.model.container import Rootfs
 from nacre.storage.driver import TREE, UPPER, WORKING, Limit, driver, make_pair, new_working
 from nacre.storage.layers import LayerStore
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from nacre.storage.changes import Change
-
 DISK_SIZE = 16 << 30
 _SMALLEST = 16 << 20
 _SUBVOLUME = 256  # inode number of the root of every subvolume of Btrfs
@@ -90,22 +86,6 @@ class RootfsStore:
         with contextlib.suppress(FileNotFoundError):
             return [name for name in os.listdir(directory) if name in _PARTS or name.startswith(WORKING)]
         return []
-
-    def changes(self, container_id: str, rootfs: Rootfs) -> list[Change]:
-        """What the container has changed in its files (see `nacre.storage.changes`). rootfs: what `prepare` made of it.
-
-        Raises Unsupported for the disk of a virtual machine, HostError.
-        """
-        from nacre.storage.changes import changes
-
-        directory = self._directory(container_id)
-        scratch = new_working(directory)
-        with explained(f"look for changes in container {container_id[:12]}"):
-            os.mkdir(scratch, 0o700)
-            try:
-                return changes(rootfs, scratch)
-            finally:
-                remove_tree(scratch)
 
     def size(self, rootfs: Rootfs) -> int:
         """Bytes of disk that what a container has added or changed takes. Raises HostError."""

@@ -22,6 +22,7 @@ from nacre.linux.run import check, run
 from nacre.linux.userns import is_initial
 from nacre.model.container import LayerMount, Rootfs
 from nacre.model.plan import MS_BIND, MS_RDONLY
+from nacre.storage.changes import changes
 from nacre.storage.fuse import unmount
 from nacre.storage.layers import LayerStore
 from nacre.storage.rootfs import RootfsStore
@@ -321,7 +322,7 @@ def check_changes(make: Make, scratch: str) -> None:
     with mounted(rootfs, f"{scratch}/1") as root:
         for path in describe_tree(root):
             os.lstat(f"{root}/{path}")
-    assert stores.changes("quiet", rootfs) == []
+    assert changes(rootfs, _point(scratch, "images-1")) == []
     rootfs = fresh("busy")
     with mounted(rootfs, f"{scratch}/2") as root:
         with open(f"{root}/etc/top", "ab") as file:
@@ -342,7 +343,7 @@ def check_changes(make: Make, scratch: str) -> None:
         with open(f"{root}/hidden-below", "wb"):
             pass
         os.chmod(f"{root}/moved/low", 0o600)
-    seen = [f"{change.kind} {os.fsdecode(change.path)}" for change in stores.changes("busy", rootfs)]
+    seen = [f"{change.kind} {os.fsdecode(change.path)}" for change in changes(rootfs, _point(scratch, "images-2"))]
     assert seen == [
         "C again", "D again/low", "A again/new", "D again/sub", "A dir", "A dir/link", "C etc", "A etc/new", "C etc/top", "D gone",
         "A hidden-below", "C kept", "D kept/low", "C moved", "C moved/low", "C to-file",
