@@ -26,7 +26,7 @@ from nacre.testing.network import HOST_ADDRESS, REMOTE_ADDRESS, Lab, ask, serve
 SOURCE = Path(__file__).resolve().parents[2]
 PROGRAMS = ("useradd", "newuidmap", "newgidmap")
 COUNT = 65536
-FIRST = 2_000_000_000 + os.getpid() % 30_000 * COUNT  # subordinate ids that no account of a real host has, nor of another run
+FIRST = 2_000_000_000 + os.getpid() % 15_000 * 2 * COUNT  # subordinate ids that no account of a real host has, nor of another run
 
 pytestmark = pytest.mark.skipif(
     any(not shutil.which(name) for name in PROGRAMS), reason="no uidmap; run: scripts/install-dependencies run test"

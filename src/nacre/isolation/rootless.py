@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from nacre.errors import Denied, ExecError, HostError
+from nacre.errors import Denied, ExecError, HostError, SandboxError
 from nacre.isolation.channel import Channel
 from nacre.linux import userns
 from nacre.model.plan import Spawn
