@@ -134,7 +134,9 @@ _Noreturn void builtin_run(int count, struct arg *argv)
 	else if (!strcmp(name, "stat") && count == 2)
 		code = run_stat(path);
 	else if (!strcmp(name, "tar-get") && count == 2)
-		code = tar_get(path);
+		code = tar_get(path, false);
+	else if (!strcmp(name, "tar-list") && count == 2)
+		code = tar_get(path, true);
 	else if (!strcmp(name, "tar-put") && count == 2)
 		code = tar_put(path);
 	else

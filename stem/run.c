@@ -258,7 +258,7 @@ static int op_copyup(struct child *c, struct op *op)
 	if (getter == 0) {
 		dup2(fds[1], 1);
 		close(fds[0]);
-		_exit(fchdir(source) < 0 ? 1 : tar_get("./."));
+		_exit(fchdir(source) < 0 ? 1 : tar_get("./.", false));
 	}
 	pid_t putter = getter < 0 ? -1 : clone_process(0, NULL);
 	if (putter == 0) {

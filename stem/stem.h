@@ -401,7 +401,7 @@ int find_program(struct child *c, const char *name, const char *path, char **fou
 int kept_fd(const struct child *c, uint64_t number);
 _Noreturn void init_main(pid_t child);
 _Noreturn void builtin_run(int count, struct arg *argv);
-int tar_get(const char *path);
+int tar_get(const char *path, bool names);
 int tar_put(const char *path);
 
 #endif

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,66 @@ def test_log_flags() -> None:
     assert made == LogConfig(driver="syslog", options={"tag": "x=y", "labels": "a"})
     with pytest.raises(UsageError, match="expected name=value"):
         spec("--log-opt", "max-size", "box")
+
+
+@pytest.fixture
+def nacre_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """`nacre_("ps")`: runs a command line; its output."""
+
+    def run(*words: str, code: int = 0) -> str:
+        assert main(list(words)) == code
+        return capsys.readouterr().out
+
+    with fake_engine(str(tmp_path)) as (engine, _, _):
+        monkeypatch.setattr("nacre.engine.Engine", lambda *_, **__: engine)
+        yield run
+
+
+def test_prune_with_filters(nacre_: Callable[..., str]) -> None:
+    for name, words in {"old": ("-l", "a=1"), "new": ("-l", "a=2"), "plain": ()}.items():
+        nacre_("create", "--name", name, *words, "box")
+
+    def left(*filters: str) -> str:
+        nacre_("container", "prune", "-f", *(word for text in filters for word in ("--filter", text)))
+        return nacre_("ps", "-a", "--format", "{{.Names}}")
+
+    assert left("until=1h") == "plain\nnew\nold\n"
+    assert left("label=a=1") == "plain\nnew\n"
+    assert left("label!=a") == "new\n"
+    assert left("until=0s") == ""
+    nacre_("container", "prune", "-f", "--filter", "name=x", code=125)
+
+
+def test_stop_with_another_signal(nacre_: Callable[..., str]) -> None:
+    nacre_("run", "-d", "--name", "one", "box", "sleep")
+    assert nacre_("stop", "-s", "QUIT", "one") == "one\n"
+    assert nacre_("inspect", "-f", "{{.State.ExitCode}}", "one") == "131\n"
+    nacre_("stop", "--signal", "NONSENSE", "one", code=1)
+
+
+def test_conditions_to_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_engine(str(tmp_path)) as (engine, _, _):
+        made = engine.containers.create(ContainerSpec(image="box", command=("exit", "4")))
+        codes: list[int] = []
+        original = time.sleep
+
+        def while_waiting(condition: str, act: Callable[[], object]) -> None:
+            handle, looked = engine.containers.get(made.id), threading.Event()
+
+            def sleep(pause: float) -> None:
+                looked.set()
+                original(pause)
+
+            monkeypatch.setattr(time, "sleep", sleep)
+            waiting = threading.Thread(target=lambda: codes.append(handle.wait(condition)))
+            waiting.start()
+            assert looked.wait(30)
+            monkeypatch.undo()
+            act()
+            waiting.join(30)
+
+        while_waiting("next-exit", made.start)
+        while_waiting("removed", made.remove)
+        assert codes == [4, 4]
+        with pytest.raises(InvalidArgument, match="invalid condition"):
+            engine.containers.create(ContainerSpec(image="box")).wait("sleepy")

@@ -24,6 +24,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "cp": ("cp", "Copy files between a container and this host"),
     "create": ("run", "Create a container without starting it"),
     "enter": ("shell", "Run a program of this host in the namespaces of a container"),
+    "diff": ("diff", "Show what a container has changed in its file system"),
     "events": ("events", "Show what happens, as it happens"),
     "explain": ("explain", "Show what run would do, without doing it"),
     "history": ("history", "Show how an image was made"),
@@ -58,7 +59,7 @@ GROUPS: dict[str, str] = {
 }
 
 # "ls" and "prune" are not here: they have no short form of the same name.
-_CONTAINER = "attach cp create exec inspect kill logs pause port rename restart rm run start stats stop top unpause update wait"
+_CONTAINER = "attach cp create diff exec inspect kill logs pause port rename restart rm run start stats stop top unpause update wait"
 
 _NAMED: dict[str, tuple[str, str]] = {
     "container ls": ("ps", "List containers"),

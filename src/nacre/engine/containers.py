@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SIGKILL = 9
 KILL_PATIENCE = 30.0
+CONDITIONS = ("not-running", "next-exit", "removed")
+GLANCE = 0.05  # seconds between two looks at what nobody tells
 
 
 class Containers:
@@ -128,11 +130,11 @@ class Containers:
                     handles.append(handle)
         return handles
 
-    def prune(self) -> builtins.list[str]:
-        """Remove every container that is not running; the ids removed."""
+    def prune(self, wanted: Callable[[Container], bool] = bool) -> builtins.list[str]:
+        """Remove every container that is not running and that `wanted` says yes to; the ids removed."""
         removed = []
         for container in self.list(all=True):
-            if container.state in (State.CREATED, State.EXITED, State.DEAD):
+            if container.state in (State.CREATED, State.EXITED, State.DEAD) and wanted(container):
                 with contextlib.suppress(Conflict, NotFound):
                     container.remove()
                     removed.append(container.id)
@@ -262,8 +264,9 @@ class Container:
             raise
         return stream
 
-    def stop(self, timeout: int | None = None) -> None:
-        """Ask it to end (its stop signal), then kill it after `timeout` seconds (default: its own, usually 10; -1 = never)."""
+    def stop(self, timeout: int | None = None, *, signal: str = "") -> None:
+        """Ask it to end (by `signal`, "" = its own), then kill it after `timeout` seconds (None: its own, usually 10; -1 = never)."""
+        number = signal_number(signal or self.record.spec.stop_signal or self.record.image_config.stop_signal or "SIGTERM")
         patience = self.record.spec.stop_timeout if timeout is None else timeout
         with self._lifecycle.verb(self.id):
             record, block, active = self._load()
@@ -274,7 +277,6 @@ class Container:
             if self._running():
                 if self._paused():
                     self._pausable().resume(self._sandbox())
-                number = signal_number(record.spec.stop_signal or record.image_config.stop_signal or "SIGTERM")
                 self._core.container_event(record, "kill", signal=str(number))
                 self._end(number, patience)
             self.record = self._lifecycle.settle(record, block, active)
@@ -349,20 +351,33 @@ class Container:
         self._core.container_event(self.record, "update")
         return update.warnings(after)
 
-    def restart(self, timeout: int | None = None) -> None:
+    def restart(self, timeout: int | None = None, *, signal: str = "") -> None:
         """Stop, then start."""
         removing = self.record.spec.auto_remove
         if removing and self._running():
             raise Conflict(f"container {self.name} removes itself when it stops", hint="start a new one instead")
-        self.stop(timeout)
+        self.stop(timeout, signal=signal)
         self.start()
         self._core.container_event(self.record, "restart")
 
-    def wait(self) -> int:
-        """Wait until it is not running, or for the next end of one that is being restarted; the exit code.
+    def wait(self, condition: str = "not-running") -> int:
+        """Wait for its end; the exit code.
 
-        Raises NotFound when it was removed and took that with it.
+        condition: not-running (or the next end of one that is being restarted), next-exit (also of one that does not run yet) or removed.
+        Raises NotFound when it was removed and took its code with it, InvalidArgument.
         """
+        if condition not in CONDITIONS:
+            raise InvalidArgument(f"invalid condition: {condition!r}", hint=f"one of {', '.join(CONDITIONS)}")
+        before = self.record.finished
+        while condition == "next-exit" and self.refresh().state in (State.CREATED, State.EXITED) and self.record.finished == before:
+            time.sleep(GLANCE)
+        code = self._end_of_run()
+        while condition == "removed" and (found := self._lifecycle.settled(self.id)):
+            code = found[0].exit_code
+            time.sleep(GLANCE)
+        return code
+
+    def _end_of_run(self) -> int:
         last = self.record.finished
         while True:
             exit = self._await_end()
@@ -609,6 +624,17 @@ class Container:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    def changes(self) -> builtins.list[tuple[str, str]]:
+        """What it has changed: ("A" added | "C" changed | "D" deleted, path), by path. Raises SandboxError, HostError."""
+        from nacre.engine import changes
+
+        with contextlib.ExitStack() as stack:
+            sandbox = None
+            if changes.inside(self.record):
+                sandbox = self._sandbox() if self._running() else stack.enter_context(self._files_sandbox())
+            found = changes.changed(self._core, self.record, sandbox)
+        return [(change.kind, f"/{os.fsdecode(change.path)}") for change in found]
+
     def stat_path(self, path: str) -> dict[str, Any]:
         """Name, size, mode, mtime and linkTarget of a path in it. Raises NotFound."""
         from nacre.engine.archive import stat_line
@@ -640,11 +666,16 @@ class Container:
         if self._running():
             yield self._builtin
             return
+        with self._files_sandbox() as sandbox:
+            yield lambda *arguments, stdin=False: self._builtin(*arguments, stdin=stdin, sandbox=sandbox)
+
+    @contextlib.contextmanager
+    def _files_sandbox(self) -> Iterator[Sandbox]:
         with self._lifecycle.verb(self.id):
             record, block, active = self._load()
             record = self._lifecycle.settle(record, block, active)
             with self._lifecycle.files_sandbox(record, block) as sandbox:
-                yield lambda *arguments, stdin=False: self._builtin(*arguments, stdin=stdin, sandbox=sandbox)
+                yield sandbox
 
     def _builtin(self, *arguments: str, stdin: bool = False, sandbox: Sandbox | None = None) -> Stream:
         sandbox = sandbox or self._sandbox()

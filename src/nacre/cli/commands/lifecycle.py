@@ -11,7 +11,7 @@ def stop(ctx: Context, args: Arguments) -> int:
     """`nacre stop`."""
 
     def one(name: str) -> str:
-        ctx.engine.containers.get(name).stop(args.timeout if args.given("timeout") else None)
+        ctx.engine.containers.get(name).stop(args.timeout if args.given("timeout") else None, signal=args.signal)
         return name
 
     return ctx.each(args.rest, one)
@@ -21,7 +21,7 @@ def restart(ctx: Context, args: Arguments) -> int:
     """`nacre restart`."""
 
     def one(name: str) -> str:
-        ctx.engine.containers.get(name).restart(args.timeout if args.given("timeout") else None)
+        ctx.engine.containers.get(name).restart(args.timeout if args.given("timeout") else None, signal=args.signal)
         return name
 
     return ctx.each(args.rest, one)
@@ -80,31 +80,29 @@ def rename(ctx: Context, args: Arguments) -> int:
 
 def wait(ctx: Context, args: Arguments) -> int:
     """`nacre wait`."""
-    return ctx.each(args.rest, lambda name: str(ctx.engine.containers.get(name).wait()))
+    return ctx.each(args.rest, lambda name: str(ctx.engine.containers.get(name).wait(args.condition)))
 
 
 _PATIENCE = Flag("timeout", "Seconds to wait before killing it (-1 = as long as it takes)", "int", short="t", aliases=("time",))
-_UNSUPPORTED = frozenset(("signal",))
+_SIGNAL = Flag("signal", "Signal that asks it to end, instead of its own stop signal", "string", short="s")
 
 COMMANDS = {
     "stop": Command(
         stop,
         "CONTAINER [CONTAINER...]",
-        (_PATIENCE,),
+        (_SIGNAL, _PATIENCE),
         least=1,
         most=None,
         complete="running",
-        unsupported=_UNSUPPORTED,
         examples=(("stop web", "Ask it to end; kill it after ten seconds"), ("stop -t 60 db cache", "Give two of them a minute")),
     ),
     "restart": Command(
         restart,
         "CONTAINER [CONTAINER...]",
-        (_PATIENCE,),
+        (_SIGNAL, _PATIENCE),
         least=1,
         most=None,
         complete="containers",
-        unsupported=_UNSUPPORTED,
     ),
     "kill": Command(
         kill,
@@ -133,6 +131,7 @@ COMMANDS = {
     "wait": Command(
         wait,
         "CONTAINER [CONTAINER...]",
+        (Flag("condition", "What to wait for", "string", choices=("not-running", "next-exit", "removed"), default="not-running"),),
         least=1,
         most=None,
         complete="containers",

@@ -8,14 +8,30 @@ from nacre.cli.context import Context, confirm
 from nacre.cli.filters import Filters, has_label
 from nacre.cli.flags import Arguments, Command, Flag
 from nacre.cli.table import short_id
-from nacre.cli.units import human_size
+from nacre.cli.units import human_size, parse_moment, parse_time
 from nacre.cli.usage import allocated, container_size
 from nacre.errors import NacreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nacre.engine import Container
 
 
 def containers(ctx: Context, args: Arguments) -> int:
     """`nacre container prune`."""
-    return _asked(ctx, args, "This will remove all stopped containers.", lambda: prune_containers(ctx))
+    filters = Filters(args.filter, ("label", "label!", "until"))
+    question = "This will remove all stopped containers."
+    if args.filter:
+        question += f"\n  Items to be pruned will be filtered with: {', '.join(args.filter)}"
+    moments = [parse_moment(text) for text in filters.values.get("until", ())]
+
+    def wanted(container: Container) -> bool:
+        labels = {**container.record.image_config.labels, **container.record.spec.labels}
+        asked = all(has_label(labels, text) for text in filters.values.get("label", ()))
+        shunned = any(has_label(labels, text) for text in filters.values.get("label!", ()))
+        return asked and not shunned and all(parse_time(container.record.created) < moment for moment in moments)
+
+    return _asked(ctx, args, question, lambda: prune_containers(ctx, wanted))
 
 
 def images(ctx: Context, args: Arguments) -> int:
@@ -61,10 +77,10 @@ def _asked(ctx: Context, args: Arguments, question: str, action: Callable[[], in
     return 0
 
 
-def prune_containers(ctx: Context) -> int:
-    """Removes every container that does not run, and names them; the bytes that became free."""
+def prune_containers(ctx: Context, wanted: Callable[[Container], bool] = bool) -> int:
+    """Removes every container that does not run and that `wanted` says yes to, and names them; the bytes that became free."""
     sizes = {container.id: container_size(container)[0] for container in ctx.engine.containers.list(all=True)}
-    removed = ctx.engine.containers.prune()
+    removed = ctx.engine.containers.prune(wanted)
     if removed:
         ctx.out("\n".join(["Deleted Containers:", *removed, ""]))
     return sum(sizes.get(identifier, 0) for identifier in removed)
@@ -100,7 +116,13 @@ def prune_images(ctx: Context, *, everything: bool) -> int:
 _FORCE = Flag("force", "Do not ask", short="f")
 
 COMMANDS = {
-    "container prune": Command(containers, "", (_FORCE,)),
+    "container prune": Command(
+        containers,
+        "",
+        (Flag("filter", "Remove only what matches (name=value)", "list"), _FORCE),
+        about="Filters: label, label!, until.",
+        examples=(("container prune -f --filter until=24h", "Stopped containers that were made more than a day ago"),),
+    ),
     "image prune": Command(
         images, "", (Flag("all", "All images that no container uses, not only those without a name", short="a"), _FORCE)
     ),
