@@ -142,3 +142,28 @@ def test_a_joined_anonymous_volume_stays(engine: Engine, image: str) -> None:
     third.remove(volumes=True)
     engine.volumes.remove(name)
     assert volumes(engine) == before
+
+
+def test_create_that_was_killed_while_it_filled_a_mounted_volume(engine: Engine, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount has nobody any more: the next user's end, or the removal of the volume, takes it away."""
+    volume = engine.volumes.create("memory", options={"type": "tmpfs", "device": "tmpfs"})
+    path = volume["Mountpoint"]
+    spec = ContainerSpec(image=image, command=("true",), mounts=(MountSpec(kind="volume", source="memory", target="/bin"),), network="none")
+    for removed in (False, True):
+        pid = os.fork()
+        if pid == 0:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(engine._core.volumes), "copy_up_from_layers", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                try:
+                    with Engine(engine._core.layout.root, engine._core.layout.run) as mine:
+                        mine.containers.create(spec)
+                finally:
+                    os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        assert os.path.ismount(path)
+        assert engine.containers.list(all=True) == []
+        if removed:
+            engine.volumes.remove("memory")
+        else:
+            engine.containers.create(spec).remove()
+        assert not os.path.ismount(path)

@@ -169,8 +169,8 @@ class Containers:
         mount = BoundMount(target=spec.target, kind="volume", source=volume.path, read_only=spec.read_only, options=options)
         if "nocopy" not in spec.options:
             made = record.replace(mounts=(mount,))
-            self._lifecycle.use_volumes(made)
             try:
+                self._lifecycle.use_volumes(made)
                 if not os.listdir(volume.path):
                     self._core.volumes.copy_up_from_layers(self._core.layer_mounts(image), spec.target, volume.path)
             finally:

@@ -78,7 +78,7 @@ class Core:
         """Named volumes."""
         from nacre.storage.volumes import VolumeStore
 
-        return VolumeStore(self.layout.root)
+        return VolumeStore(self.layout.root, self.layout.run)
 
     @cached_property
     def network(self) -> NetworkManager:

@@ -560,12 +560,12 @@ class Lifecycle:
     def use_volumes(self, record: Container) -> None:
         """Mount what its volumes stand for, where they have options. Raises HostError, NotFound."""
         for name in _mounted_volumes(record):
-            self.core.volumes.use(self.core.volumes.get(name), self.core.layout.run, record.id)
+            self.core.volumes.use(self.core.volumes.get(name), record.id)
 
     def release_volumes(self, record: Container) -> None:
         """End what `use_volumes` began. Idempotent. Raises HostError."""
         for name in _mounted_volumes(record):
-            self.core.volumes.release(name, self.core.layout.run, record.id)
+            self.core.volumes.release(name, record.id)
 
     # -- what killed callers left ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from nacre.errors import HostError, InvalidArgument
 from nacre.linux.files import is_mount_point
@@ -90,28 +90,30 @@ def parse_flags(text: str) -> tuple[int, str]:
     return flags, ",".join(rest)
 
 
-def use(run: str, name: str, user: str, data: str, options: Mapping[str, str]) -> None:
-    """Mount a volume at `data` unless it is, and note its user. The caller holds the volume's lock. Raises HostError."""
-    register = f"{run}/volumes/{name}"
+def use(register: str, user: str, data: str, options: Mapping[str, str]) -> None:
+    """Note a user of a volume in its register, a directory, and mount it at `data` unless it is. Raises OSError, HostError.
+
+    The caller holds the volume's lock, as for `release`.
+    """
     os.makedirs(register, 0o700, exist_ok=True)
-    if not is_mount_point(data):
-        _mount(name, data, options)
     with open(f"{register}/{user}", "w", encoding="ascii"):
         pass
+    if not is_mount_point(data):
+        _mount(os.path.basename(register), data, options)
 
 
-def release(run: str, name: str, user: str, data: str) -> None:
-    """Forget a user; unmount the volume when it was the last. The caller holds the volume's lock. Idempotent. Raises OSError."""
-    register = f"{run}/volumes/{name}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{register}/{user}")
+def release(register: str, gone: Callable[[str], bool], data: str) -> None:
+    """Forget the users that are gone; unmount the volume when nobody is left. Idempotent. Raises OSError."""
     try:
-        os.rmdir(register)
+        users = os.listdir(register)
     except FileNotFoundError:
         return
-    except OSError:
-        return  # others use it
-    unmount(data)
+    for user in filter(gone, users):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{register}/{user}")
+    if all(map(gone, users)):
+        unmount(data)
+        os.rmdir(register)
 
 
 def _mount(name: str, data: str, options: Mapping[str, str]) -> None:

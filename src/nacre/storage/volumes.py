@@ -34,10 +34,12 @@ _LETTERS = _FIRST | frozenset("_.-")
 
 
 class VolumeStore:
-    """The volumes below `root`. Safe for several threads and processes."""
+    """The volumes below `root`. Safe for several threads and processes. run: directory for what ends with the boot."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, run: str = "") -> None:
         self.path = f"{os.path.abspath(root)}/volumes"
+        self._containers = f"{os.path.abspath(root)}/containers"
+        self._run = os.path.abspath(run or f"{root}/run")
 
     def create(
         self, name: str, *, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None, anonymous: bool = False
@@ -67,20 +69,32 @@ class VolumeStore:
             raise Conflict(f"volume {name} exists with other options", hint=f"nacre volume inspect {name} shows them")
         return volume
 
-    def use(self, volume: Volume, run: str, user: str) -> None:
-        """Have what a volume with options stands for mounted while `user` (an id) needs it. Raises HostError."""
+    def use(self, volume: Volume, user: str) -> None:
+        """Have what a volume with options stands for mounted while a container needs it. user: its id, also with a suffix.
+
+        Raises HostError; to be followed by `release` then, too.
+        """
         from nacre.storage import volume_mounts
 
         with explained(f"mount volume {volume.name}"), self._locked(volume.name):
-            volume_mounts.use(run, volume.name, user, volume.path, volume.options)
+            volume_mounts.use(self._register(volume.name), user, volume.path, volume.options)
 
-    def release(self, name: str, run: str, user: str) -> None:
-        """End what `use` began. Idempotent; fine for a volume that is gone. Raises InvalidArgument, HostError."""
-        from nacre.storage import volume_mounts
-
+    def release(self, name: str, user: str = "") -> None:
+        """End what `use` began, for this user and for containers that there are no more. Idempotent. Raises InvalidArgument, HostError."""
         data = f"{self._directory(name)}/{DATA}"
         with explained(f"unmount volume {name}"), self._locked(name):
-            volume_mounts.release(run, name, user, data)
+            self._release(name, user, data)
+
+    def _release(self, name: str, user: str, data: str) -> None:
+        from nacre.storage import volume_mounts
+
+        def gone(other: str) -> bool:
+            return other == user or not os.path.isdir(f"{self._containers}/{other.partition('.')[0]}")
+
+        volume_mounts.release(self._register(name), gone, data)
+
+    def _register(self, name: str) -> str:
+        return f"{self._run}/volumes/{name}"
 
     def get(self, name: str) -> Volume:
         """One volume. Raises NotFound."""
@@ -118,6 +132,7 @@ class VolumeStore:
             with self._locked(name):
                 if users := in_use(name):
                     raise Conflict(f"volume {name} is in use by {', '.join(users)}", hint=f"nacre rm -f {' '.join(users)}")
+                self._release(name, "", f"{directory}/{DATA}")
                 with contextlib.suppress(FileNotFoundError):
                     if is_mount_point(f"{directory}/{DATA}"):
                         raise Conflict(f"volume {name} is mounted", hint=f"umount {directory}/{DATA}")
