@@ -22,8 +22,7 @@ AROUND = oci.Surroundings(directory="/bundle", rootfs="/bundle/rootfs", join=("/
 def one_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans say what this host has: let it be the same everywhere."""
     monkeypatch.setattr(cgroups, "layout", lambda root="": cgroups.Layout(unified="/sys/fs/cgroup", v2=("pids", "memory")))
-    monkeypatch.setattr(capabilities, "held", lambda: capabilities.ALL)
-    monkeypatch.setattr(oci, "_is_rootless", lambda: False)
+    monkeypatch.setattr(oci, "granted", lambda: capabilities.ALL)
 
 
 def spec(**linux: Any) -> dict[str, Any]:
@@ -197,7 +196,7 @@ def test_a_sysctl_needs_its_namespace() -> None:
 
 
 def test_capabilities_that_cannot_be_had_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "held", lambda: capabilities.mask(["CHOWN", "KILL"]))
+    monkeypatch.setattr(oci, "granted", lambda: capabilities.mask(["CHOWN", "KILL"]))
     everything = ("CAP_CHOWN", "CAP_KILL", "CAP_SYS_ADMIN", "CAP_NONE")
     process = Process(
         args=("x",),

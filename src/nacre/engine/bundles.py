@@ -377,9 +377,10 @@ class Runtime:
             status = self._status(claim, record)
             if not force and status not in (STOPPED, CREATED):
                 raise Conflict(f"cannot delete container {name} that is not stopped: {status}", hint="nacre-oci kill, or delete --force")
-            hooks = Hooks()
+            hooks, data = Hooks(), claim.get(CONFIG)
             try:
-                hooks = self._parse(claim.get(CONFIG)).hooks
+                if b'"poststop"' in data:  # the rest of it is not needed any more
+                    hooks = self._parse(data).hooks
             except NacreError as error:
                 self._warn(f"the hooks of container {name} are not run: {error.message}")
             self._destroy(claim, record, hooks)

@@ -6,6 +6,7 @@ mount sources. Order matters and is explained where it does. Source: OCI runtime
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 
@@ -302,7 +303,7 @@ def capability_masks(process: Process, unknown: list[str] | None = None) -> tupl
 
     unknown: gets the names that mean nothing, or that this host cannot grant, which the specification wants logged.
     """
-    held = capabilities.held() if not _is_rootless() else capabilities.ALL
+    held = granted()
     masks = []
     for name in CAPABILITY_SETS:
         total = 0
@@ -317,6 +318,12 @@ def capability_masks(process: Process, unknown: list[str] | None = None) -> tupl
         masks.append(total)
     bounding, effective, inheritable, permitted, ambient = masks
     return bounding, effective & permitted, inheritable, permitted, ambient & inheritable & permitted
+
+
+@functools.cache
+def granted() -> int:
+    """What containers can be given: in a user namespace of their own, everything."""
+    return capabilities.ALL if _is_rootless() else capabilities.held()
 
 
 def _is_rootless() -> bool:

@@ -48,6 +48,28 @@ def recorded(name: str, noted: dict[str, Any]) -> Group:
     return Recorded(name, noted["directories"], restrict=restrict)
 
 
+def give(made: Group, owner: int, files: str = "/sys/kernel/cgroup/delegate") -> None:
+    """Let the root of a user namespace divide its group on v2: the directory and the files that the kernel lists become its own.
+
+    owner: host uid. Source: config-linux.md, "Cgroup ownership". Raises HostError.
+    """
+    directory = made.directories.get("unified", "")
+    if not directory or made.where.v1:
+        return
+    try:
+        with open(files, encoding="utf-8") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+    try:
+        os.chown(directory, owner, -1)
+        for name in names:
+            if os.path.exists(f"{directory}/{name}"):
+                os.chown(f"{directory}/{name}", owner, -1)
+    except OSError as error:
+        raise HostError(f"cannot give cgroup {directory} to uid {owner}: {os.strerror(error.errno or 0)}") from error
+
+
 def join_class(rdt: Rdt, name: str) -> str:
     """Make (or find) a class of Intel RDT and set its schemata; the file that takes "0" to join it. Raises Unsupported, HostError."""
     if not os.path.exists(f"{_RESCTRL}/schemata"):

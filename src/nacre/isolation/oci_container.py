@@ -12,7 +12,7 @@ import struct
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound, Unsupported
 from nacre.isolation import oci, oci_cgroup, oci_run
 from nacre.isolation.oci_run import Outcome
-from nacre.linux import capabilities, seccomp
+from nacre.linux import capabilities
 from nacre.linux.process import signal_number as signal_number
 from nacre.model import jsontext
 from nacre.model.bundle import RLIMITS, Bundle, Process
@@ -234,6 +234,8 @@ def _open_namespace(path: str, flag: int) -> int:
 
 def compiled(profile: dict[str, Any], cache: str) -> bytes:
     """The filter of a `linux.seccomp` object. Raises InvalidArgument, HostError."""
+    from nacre.linux import seccomp
+
     return seccomp.program(jsontext.dumps(profile), 0, cache=cache, listener=uses_listener(profile))
 
 
@@ -304,6 +306,10 @@ def make_group(bundle: Bundle, name: str, *, systemd: bool) -> Group | None:
         if (os.geteuid() != 0 or group.where.kind == "none") and not limited:
             return None
         raise
+    owner = next((item.host for item in bundle.uid_maps if item.container == 0), None)
+    writable = any(mount.kind in ("cgroup", "cgroup2") and "ro" not in mount.options for mount in bundle.mounts)
+    if owner is not None and writable and bundle.namespace(NEWCGROUP) and os.geteuid() == 0:
+        oci_cgroup.give(group, owner)
     return group
 
 
@@ -312,7 +318,7 @@ def remarks(process: Process) -> list[str]:
     names: list[str] = []
     oci.capability_masks(process, names)
     found = [f"capability {name} is unknown or cannot be granted here, and is left out" for name in names]
-    if process.rlimits and not capabilities.held() & capabilities.bit("SYS_RESOURCE"):
+    if process.rlimits and not oci.granted() & capabilities.bit("SYS_RESOURCE"):
         from resource import getrlimit
 
         for number, _soft, hard in process.rlimits:

@@ -7,14 +7,21 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
-# Those that mean this process, or that the kernel sends to it alone.
-_OWN = frozenset((signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SIGPIPE, signal.SIGWINCH))
+# Those that mean this process, that the kernel sends to it alone, or that the C library keeps to itself.
+_OWN = frozenset((signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SIGPIPE, signal.SIGWINCH, 32, 33))
+_LAST = 64
 
 
 def wait(pid: int, master: int = -1) -> int:
-    """Wait for a child and return its exit code (128 + signal). master: of its terminal, carried to and from ours and closed."""
+    """Wait for a child and return its exit code (128 + signal). master: of its terminal, carried to and from ours and closed.
+
+    Signals that come afterwards find nobody: this process is about to end as well.
+    """
+    set_handler: Callable[[int, Callable[[int, FrameType | None], None]], object]
+    set_handler = __import__("_signal").signal  # that of `signal` looks every number up among its names
 
     def passed_on(number: int, _frame: FrameType | None) -> None:
         try:
@@ -22,19 +29,12 @@ def wait(pid: int, master: int = -1) -> int:
         except ProcessLookupError:
             return
 
-    before = {}
-    for number in signal.valid_signals() - _OWN:
-        try:
-            before[number] = signal.signal(number, passed_on)
-        except (OSError, ValueError):
-            continue
-    try:
-        if master >= 0:
-            from nacre.ociruntime import terminal
+    for number in range(1, _LAST + 1):
+        if number not in _OWN:
+            set_handler(number, passed_on)
+    if master >= 0:
+        from nacre.ociruntime import terminal
 
-            terminal.carry(master)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        terminal.carry(master)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
