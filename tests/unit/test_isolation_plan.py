@@ -166,7 +166,9 @@ def test_virtual_machine(golden: Golden) -> None:
         scratch="/run/nacre/etc",
         rootfs=guest_rootfs_ops(rootfs),
         join=("/sys/fs/cgroup/container/cgroup.procs",),
-        cgroup_setup=guest_cgroup_ops("/sys/fs/cgroup/container", [("memory.max", str(64 << 20)), ("memory.swap.max", "0"), ("pids.max", "100")]),
+        cgroup_setup=guest_cgroup_ops(
+            "/sys/fs/cgroup/container", [("memory.max", str(64 << 20)), ("memory.swap.max", "0"), ("pids.max", "100")]
+        ),
         cgroup=(("cgroup2", "cgroup2", "", ""),),
         binds={"/data": (op(Code.MKDIR, "%/data", 0o755), op(Code.BIND, "/stage/binds/0", "%/data", MS_BIND | MS_REC))},
         oom="/sys/fs/cgroup/container/memory.events",
@@ -275,3 +277,53 @@ def test_device_numbers_are_the_kernels() -> None:
 
     for major, minor in ((1, 3), (253, 0), (8, 300), (4095, 1048575)):
         assert plan.makedev(major, minor) == os.makedev(major, minor)
+
+
+JOINS = {kind: f"/proc/7/ns/{kind}" for kind in ("pid", "ipc", "uts", "user", "net")}
+SHARED: dict[str, Any] = {"pid": "container:9", "ipc": "container:9", "uts": "container:9", "network": "container:9"}
+
+
+def test_namespaces_of_another_container(golden: Golden) -> None:
+    endpoint = Endpoint(network="container:9", netns="/run/netns/9")
+    etc = Etc(hosts=b"", resolv=b"", hostname=b"", source="/root/containers/9/etc")
+    where = place().replace(netns=JOINS["net"], configure=False, shm="/run/sandboxes/9/shm")
+    boxes = (
+        (sandbox(endpoint, **SHARED).replace(joins={kind: path for kind, path in JOINS.items() if kind != "user"}), where),
+        (sandbox(endpoint, **SHARED, userns="container:9").replace(joins=JOINS), where.replace(user_block=5 << 16, users=JOINS["user"])),
+        (sandbox(HOST, pid="host", ipc="host", uts="host", cgroupns="host", network="host"), place(HOST).replace(shm="/dev/shm")),
+        (sandbox(ipc="none", userns="keep-id"), place().replace(users="0 0 4294967295\n")),
+    )
+    golden("plan/shared.plan", "\n".join(text(container_plan(box, SHELL, at, SECURITY, (), etc)) for box, at in boxes))
+    assert plan.own_namespaces(boxes[0][0].spec) == 0
+    assert text(exec_plan(1, SHELL, boxes[3][1], SECURITY)).count("join 1") == 1
+
+
+def test_init_names_and_security(golden: Golden) -> None:
+    security = SECURITY.replace(hidden=("/etc/shadow",), read_only=(), apparmor="web", seccomp_flags=2)
+    box = sandbox(init=True, domainname="example.org")
+    devices = (Device(name="dri/card0", major=226, minor=0, mode=0o660, gid=44), Device(name="/opt/null", major=1, minor=3))
+    golden("plan/init.plan", text(plain(box, where=place().replace(stem="/usr/bin/stem"), security=security, devices=devices)))
+
+
+def test_propagation_parts_and_images(golden: Golden) -> None:
+    mounts = (
+        BoundMount(target="/shared", source="/srv/shared", options=("rshared",)),
+        BoundMount(target="/shared-ro", source="/srv/a", read_only=True, options=("rshared", "recursive=writable")),
+        BoundMount(target="/slave", source="/srv/slave", options=("rslave", "create")),
+        BoundMount(target="/flat", source="/srv/flat", read_only=True, options=("recursive=disabled",)),
+        BoundMount(target="/top", source="/srv/top", read_only=True, options=("recursive=writable",)),
+        BoundMount(target="/safe", source="/srv/safe", options=("nosuid", "nodev", "noexec")),
+        BoundMount(target="/part", kind="volume", source="/vol/_data", is_dir=False, options=("name=vol", "subpath=a/b")),
+        BoundMount(target="/image", kind="image", source="sha256:1", read_only=True, options=("name=box",), layers=LAYERS),
+        BoundMount(
+            target="/image-part", kind="image", source="sha256:1", options=("name=box", "subpath=bin"), read_only=True, layers=LAYERS[:1]
+        ),
+        BoundMount(target="/tmp", kind="tmpfs", options=("noatime", "uid=5", "gid=6", "nr_inodes=10", "mpol=local", "sync", "dev")),
+    )
+    golden("plan/mounts-docker.plan", "\n".join(text(plain(sandbox(mounts=mounts), where=place(block=block))) for block in (0, 5 << 16)))
+
+
+@pytest.mark.parametrize("option", ["bogus", "size", "uid=x", "size=", "mode", "rw=1"])
+def test_options_that_a_tmpfs_does_not_have(option: str) -> None:
+    with pytest.raises(InvalidArgument, match="invalid tmpfs option"):
+        plan.check_tmpfs(BoundMount(target="/tmp", kind="tmpfs", options=(option,)))

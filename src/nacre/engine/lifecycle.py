@@ -678,40 +678,6 @@ def requested_devices(spec: ContainerSpec) -> list[Device]:
     return devices.requested(spec)
 
 
-def _device_words(text: str) -> Sequence[str]:
-    words = text.split(":")
-    return words[0], (words[1] if len(words) > 1 else words[0])
-
-
-def _device(source: str, target: str) -> Device:
-    try:
-        status = os.stat(source)
-    except OSError as error:
-        raise Conflict(f'error gathering device information while adding custom device "{source}": {error.strerror}') from error
-    kind = "b" if (status.st_mode & 0o170000) == 0o060000 else "c"
-    return Device(
-        name=target.removeprefix("/dev/"),
-        major=os.major(status.st_rdev),
-        minor=os.minor(status.st_rdev),
-        kind=kind,
-        mode=status.st_mode & 0o777,
-        source=source,
-    )
-
-
-def _host_devices() -> Iterator[Device]:
-    known = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
-    for directory, _, names in os.walk("/dev"):
-        if directory.startswith(("/dev/pts", "/dev/shm", "/dev/mqueue")):
-            continue
-        for name in names:
-            path = os.path.join(directory, name)
-            with contextlib.suppress(OSError):
-                mode = os.lstat(path).st_mode & 0o170000
-                if name not in known and mode in (0o020000, 0o060000):
-                    yield _device(path, path)
-
-
 def _mounted_volumes(record: Container) -> Iterator[str]:
     """Names of its volumes that have options."""
     return (mount.options[0].removeprefix("name=") for mount in record.mounts if mount.kind == "volume" and MOUNTED in mount.options)

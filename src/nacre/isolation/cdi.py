@@ -111,8 +111,8 @@ def _devices(path: str) -> Iterator[tuple[str, tuple[str, dict[str, Any], dict[s
             name = f"{kind}={item['name']}"
             _split(name)
             yield name, (path, _checked(common), _checked(item.get("containerEdits") or {}))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+    except (KeyError, TypeError, AttributeError, ValueError, InvalidArgument) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else getattr(error, "message", error)
         raise InvalidArgument(f"CDI specification {path}: {reason}", hint="make it again with the vendor's tool, or remove it") from error
 
 

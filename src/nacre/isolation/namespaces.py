@@ -56,7 +56,8 @@ def check(spec: ContainerSpec) -> None:
     """Refuse modes that do not exist, contradict other options, or that the level does not have. Raises InvalidArgument, Unsupported."""
     for field, (_, words) in _MODES.items():
         mode = getattr(spec, field)
-        known = mode in ("", "private", "host", *words) or (CONTAINER in words and partner(mode))
+        plain = ("", "private", "host", *(word for word in words if word != CONTAINER))
+        known = mode in plain or (CONTAINER in words and partner(mode))
         if not known:
             listed = ("host", "private", *(f"{word}NAME" if word == CONTAINER else word for word in words))
             raise InvalidArgument(f"--{field}: invalid mode {mode!r}", hint=f"one of {', '.join(listed)}")

@@ -369,6 +369,7 @@ def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]], 
     return ops
 
 
+_BIND_FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
 _PROPAGATION = {"private": MS_PRIVATE, "rprivate": MS_PRIVATE, "slave": MS_SLAVE, "rslave": MS_SLAVE}
 
 
@@ -378,6 +379,7 @@ def bind_ops(mount: BoundMount, source: str) -> list[Op]:
     Everything below is bound as well and, when the mount is read-only, is read-only too, unless an option says otherwise.
     """
     flags = MS_BIND | next((_PROPAGATION[option] for option in mount.options if option in _PROPAGATION), MS_PRIVATE)
+    flags |= sum(_BIND_FLAGS[option] for option in mount.options if option in _BIND_FLAGS)
     if "recursive=disabled" not in mount.options:
         flags |= MS_REC
     if mount.read_only and "recursive=writable" in mount.options:
