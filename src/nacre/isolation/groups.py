@@ -41,6 +41,7 @@ class Group:
     """
 
     def __init__(self, path: str, identifier: str, *, where: Layout | None = None, restrict: bool = True) -> None:
+        self.path = path
         self.identifier = identifier
         self.where = where or cgroups.layout()
         self._restrict = restrict
@@ -161,9 +162,14 @@ def group(path: str, identifier: str, *, systemd: bool = False, where: Layout | 
     return SystemdGroup(path or f":{cgroups.PARENT}:{identifier}", identifier, where=where, restrict=restrict, user=not restrict)
 
 
-def below(parent: str, identifier: str) -> str:
-    """The path of a container's group below a parent (Docker's --cgroup-parent): a directory, or a slice of systemd."""
-    return f"{parent}:nacre:{identifier}" if is_slice(parent) else f"{parent.rstrip('/')}/{identifier}"
+def below(parent: str, identifier: str, *, where: Layout | None = None, restrict: bool = True) -> Group:
+    """The group of a container below a parent (Docker's --cgroup-parent): a directory, or a slice of systemd.
+
+    where: for groups that systemd does not make. Raises InvalidArgument.
+    """
+    if is_slice(parent):
+        return group(f"{parent}:{cgroups.PARENT}:{identifier}", identifier, systemd=True, restrict=restrict)
+    return group(f"{parent.rstrip('/')}/{identifier}", identifier, where=where, restrict=restrict)
 
 
 def is_slice(parent: str) -> bool:
@@ -178,13 +184,14 @@ def record(directory: str, path: str) -> None:
 
 
 def recorded(directory: str, identifier: str, *, where: Layout | None = None, restrict: bool = True) -> Group | None:
-    """The group noted in a sandbox's directory, if there is a note."""
+    """The group noted in a sandbox's directory, if there is a note. where: for groups that systemd does not make."""
     try:
         with open(f"{directory}/{MARK}", encoding="utf-8") as file:
             path = file.read()
     except FileNotFoundError:
         return None
-    return group(path, identifier, systemd=path.count(":") == 2, where=where, restrict=restrict)
+    systemd = path.count(":") == 2
+    return group(path, identifier, systemd=systemd, where=None if systemd else where, restrict=restrict)
 
 
 def directories(path: str, where: Layout) -> dict[str, str]:

@@ -280,9 +280,8 @@ def _make(sandbox: Sandbox, limits: Mapping[str, Any], rules: Sequence[devices.D
     if sandbox.spec.cgroup_parent:
         from nacre.isolation import groups
 
-        path = groups.below(sandbox.spec.cgroup_parent, sandbox.id)
-        group = groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where, restrict=is_host_root())
-        groups.record(sandbox.directory, path)
+        group = groups.below(sandbox.spec.cgroup_parent, sandbox.id, where=where, restrict=is_host_root())
+        groups.record(sandbox.directory, group.path)
         group.make(limits, rules)
         return group.existing()
     if where.kind == "none" and not is_host_root():
@@ -294,8 +293,7 @@ def _planned(sandbox: Sandbox, where: cgroups.Layout) -> cgroups.Cgroup:
     if sandbox.spec.cgroup_parent:
         from nacre.isolation import groups
 
-        path = groups.below(sandbox.spec.cgroup_parent, sandbox.id)
-        return groups.group(path, sandbox.id, systemd=groups.is_slice(sandbox.spec.cgroup_parent), where=where).planned()
+        return groups.below(sandbox.spec.cgroup_parent, sandbox.id, where=where, restrict=is_host_root()).planned()
     return cgroups.planned(sandbox.id, limits_object(sandbox.spec.resources, where), where=where)
 
 

@@ -25,6 +25,10 @@ def check(spec: ContainerSpec) -> None:
         from nacre.isolation import limits
 
         limits.check(spec.resources, spec.isolation)
+    if spec.cgroup_parent:
+        from nacre.isolation import groups
+
+        groups.below(spec.cgroup_parent, "any")
     capabilities.resolve(spec.cap_add, spec.cap_drop, spec.privileged)
     for limit in spec.ulimits:
         rlimit_number(limit.name)
