@@ -133,7 +133,7 @@ class Process(Driver, Adjustable, Pausable):
             shm=_shared_memory(sandbox),
             stem=stem_path() if sandbox.spec.init else "",
             nodes=root,
-            sysfs=root or bool(sandbox.endpoint.netns),
+            bound={} if root else _host_views(sandbox),
         )
 
     def stats(self, sandbox: Sandbox) -> Stats:
@@ -212,12 +212,24 @@ def is_host_root() -> bool:
     return userns.is_initial()
 
 
+def _host_views(sandbox: Sandbox) -> dict[str, str]:
+    """What shows namespaces of the host that this container shares: where this is not the host's root, it cannot be mounted anew."""
+    spec = sandbox.spec
+    shared = {
+        "sysfs": ("/sys", not sandbox.joins.get("net", sandbox.endpoint.netns)),
+        "proc": ("/proc", spec.pid == "host"),
+        "mqueue": ("/dev/mqueue" if os.path.ismount("/dev/mqueue") else "", spec.ipc == "host"),
+        "cgroup": ("/sys/fs/cgroup", spec.cgroupns == "host"),
+    }
+    return {kind: path for kind, (path, is_shared) in shared.items() if is_shared}
+
+
 def _check_user(spec: ContainerSpec) -> None:
     """Refuse what only the host's root can give. Raises Unsupported, Denied."""
-    if spec.userns == "private":
+    if spec.userns in ("private", "keep-id"):
         raise Unsupported(
-            "--userns private: a user has no further 65536 ids to give to a container",
-            hint="leave it out: the containers of an ordinary user are in its user namespace, and root there is nobody else on the host",
+            f"--userns {spec.userns}: a container of an ordinary user has no other ids than the user's",
+            hint="leave it out: root in the container is the user on the host, its other users are subordinate ids",
         )
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         least = int(file.read())
