@@ -304,6 +304,33 @@ def test_networks_without_a_bridge(user: User) -> None:
     assert " uplink" in user("run", "--rm", "--network", "host", "box", *links).stdout
 
 
+def test_namespaces_of_the_host_and_of_others(user: User) -> None:
+    """The host's are as the user has them: what shows them is bound, since an ordinary user cannot mount it."""
+    host = ("--pid", "host", "--ipc", "host", "--uts", "host", "--cgroupns", "host", "--network", "host")
+    script = "cat /proc/1/comm; hostname; cat /proc/self/cgroup"
+    seen = user("run", "--rm", *host, "box", "sh", "-c", script).stdout.splitlines()
+    assert seen == [
+        *Path("/proc/1/comm").read_text().splitlines(),
+        os.uname().nodename,
+        *Path("/proc/self/cgroup").read_text().splitlines(),
+    ]
+    user("run", "-d", "--name", "first", "--ipc", "shareable", "box", "sleep", "1000")
+    joined = ("--pid", "container:first", "--ipc", "container:first", "--network", "container:first")
+    assert user("run", "--rm", *joined, "box", "cat", "/proc/1/cmdline").stdout == "sleep\x001000\0"
+    refused = user("run", "--rm", "--userns", "keep-id", "box", "true", code=125).stderr
+    assert "has no other ids than the user's" in refused
+
+
+def test_unshare_is_a_look_from_inside(user: User) -> None:
+    """Without flags: root of the user's namespaces, for whom files of subordinate ids are no strangers, and who has the same engine."""
+    user("run", "-d", "--name", "first", "--network", "none", "-v", "seen:/data", "box", "sh", "-c", "chown 5:6 /data; sleep 1000")
+    data = user.home / ".local/share/nacre/volumes/seen/_data"
+    script = f"id -u; stat -c %u:%g {data}; {user.prefix}/env/bin/nacre ps --format '{{{{.Names}}}}'"
+    assert user("unshare", "sh", "-c", script).stdout.split() == ["0", "5:6", "first"]
+    user("rm", "-f", "first")
+    user("volume", "rm", "seen")
+
+
 # ---- what dies, and who comes first
 
 

@@ -139,6 +139,17 @@ def test_networks(golden: Golden, endpoint: Endpoint) -> None:
     golden(f"plan/network-{endpoint.network}.plan", text(plain(sandbox(endpoint, network=endpoint.network))))
 
 
+def test_without_the_power_to_make_nodes_and_to_mount_what_is_the_hosts(golden: Golden) -> None:
+    """As an ordinary user: the host's nodes and views are bound where they would be made or mounted."""
+    bound = {"sysfs": "/sys", "proc": "/proc", "mqueue": "", "cgroup": "/sys/fs/cgroup"}
+    box = sandbox(HOST, network="host", pid="host", ipc="host", cgroupns="host")
+    devices = (Device(name="xfuse", major=10, minor=229, source="/dev/fuse"),)
+    where = place(HOST).replace(join=(), nodes=False, bound=bound)
+    made = plain(box, where=where, devices=devices)
+    assert not any(op.code is Code.MKNOD for op in made.ops)
+    golden("plan/ordinary-user.plan", text(made))
+
+
 def test_everything_that_has_a_flag_of_its_own(golden: Golden) -> None:
     security = SECURITY.replace(no_new_privileges=True, rlimits=((7, 1024, 4096), (6, 100, 100)))
     box = sandbox(sysctls={"net.ipv4.ip_unprivileged_port_start": "0"}, oom_score_adj=500)

@@ -129,7 +129,8 @@ class Place(Value):
     shm:      directory of the host that is bound at /dev/shm, "" = a tmpfs of its own; stem: path of the program that is its init.
     devtmpfs: privileged containers see the kernel's own /dev (only where that kernel is theirs alone).
     nodes:    device nodes can be made; where not (user namespaces), the host's are bound.
-    sysfs:    a sysfs can be mounted; where not (somebody else's network namespace), the host's is bound.
+    bound:    type of a file system -> the host's directory that is bound in its place ("" = it is left out): those of namespaces that are
+              shared with the host cannot be mounted in a user namespace.
     """
 
     stage: str
@@ -148,7 +149,7 @@ class Place(Value):
     stem: str = ""
     devtmpfs: bool = False
     nodes: bool = True
-    sysfs: bool = True
+    bound: dict[str, str] = {}
 
 
 def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, security: Security, devices: Iterable[Device], etc: Etc) -> Spawn:
@@ -183,10 +184,10 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     ops += place.cgroup_setup
     ops += (op(Code.WRITE, path, b"0", 0) for path in place.join)
     # sysfs shows the network namespace it is mounted from, which is this process's by now.
-    ops += _sys(place.sysfs, SAFE | (0 if spec.privileged else MS_RDONLY))
+    ops += [op(Code.MKDIR, "%/sys", 0o755), *_show("sysfs", "%/sys", place.bound, SAFE | (0 if spec.privileged else MS_RDONLY))]
     if spec.cgroupns != "host":
         ops.append(op(Code.UNSHARE, NEWCGROUP))
-    ops += _cgroup_mounts(place.cgroup, read_only=not spec.privileged)
+    ops += _cgroup_mounts(place.cgroup, place.bound, read_only=not spec.privileged)
     # Everything whose source is a path of the host is mounted by the host's root, who may walk there.
     whole_etc = [mount for mount in sandbox.mounts if mount.target.rstrip("/") == "/etc" and not mount.read_only]
     ops += mount_ops(whole_etc, binds, root=f"{place.stage}/root")
@@ -198,7 +199,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
     others = (mount for mount in sandbox.mounts if mount not in whole_etc)
     ops += mount_ops(others, binds, place.user_block, root=f"{place.stage}/root")
     # A file system of a namespace is mounted by who has power over it: this process for those that are shared,
-    early, late = _namespace_mounts(own)
+    early, late = _namespace_mounts(own, place.bound)
     ops += early
     if users:
         # and in the container's user namespace for those that it owns.
@@ -250,12 +251,12 @@ def _join_ops(sandbox: Sandbox) -> list[Op]:
     return [*ops, op(Code.CLONE, 0)] if "pid" in sandbox.joins else ops
 
 
-def _namespace_mounts(own: int) -> tuple[list[Op], list[Op]]:
+def _namespace_mounts(own: int, bound: dict[str, str]) -> tuple[list[Op], list[Op]]:
     """The mounts that show namespaces which are not the container's own, and the others."""
     parts: tuple[list[Op], list[Op]] = ([], [])
-    parts[bool(own & NEWPID)].extend((op(Code.MKDIR, "%/proc", 0o755), op(Code.MOUNT, "proc", "%/proc", "proc", SAFE, "")))
+    parts[bool(own & NEWPID)].extend((op(Code.MKDIR, "%/proc", 0o755), *_show("proc", "%/proc", bound, SAFE)))
     parts[1].append(op(Code.MOUNT, "devpts", "%/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"))
-    parts[bool(own & NEWIPC)].append(op(Code.MOUNT, "mqueue", "%/dev/mqueue", "mqueue", SAFE, ""))
+    parts[bool(own & NEWIPC)].extend(_show("mqueue", "%/dev/mqueue", bound, SAFE))
     return parts
 
 
@@ -535,15 +536,17 @@ def _node(device: Device, made: bool) -> list[Op]:
     return [*ops, op(Code.CHOWN, target, device.uid, device.gid)] if device.uid or device.gid else ops
 
 
-def _sys(mounted: bool, flags: int) -> list[Op]:
-    ops = [op(Code.MKDIR, "%/sys", 0o755)]
-    if mounted:
-        return [*ops, op(Code.MOUNT, "sysfs", "%/sys", "sysfs", flags, "")]
-    return [*ops, op(Code.BIND, "/sys", "%/sys", MS_BIND | MS_REC | flags)]
+def _show(kind: str, target: str, bound: dict[str, str], flags: int) -> list[Op]:
+    """A file system that shows a namespace, or what is bound in its place, on a directory that exists."""
+    if kind not in bound:
+        return [op(Code.MOUNT, kind, target, kind, flags, "")]
+    return [op(Code.BIND, bound[kind], target, MS_BIND | MS_REC | flags)] if bound[kind] else []
 
 
-def _cgroup_mounts(mounts: tuple[tuple[str, str, str, str], ...], *, read_only: bool) -> list[Op]:
+def _cgroup_mounts(mounts: tuple[tuple[str, str, str, str], ...], bound: dict[str, str], *, read_only: bool) -> list[Op]:
     flags = SAFE | (MS_RDONLY if read_only else 0)
+    if "cgroup" in bound:
+        return _show("cgroup", "%/sys/fs/cgroup", bound, flags)
     if len(mounts) == 1 and not mounts[0][2]:
         source, kind, _, data = mounts[0]
         return [op(Code.MOUNT, source, "%/sys/fs/cgroup", kind, flags, data)]

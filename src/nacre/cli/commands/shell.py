@@ -20,7 +20,8 @@ def run_unshare(ctx: Context, args: Arguments) -> int:
     if os.geteuid() and not (args.user or args.map_root_user or args.map_current_user):
         from nacre.engine import enter
 
-        enter(*ctx.directories)
+        # What runs there finds this user's engine, as root that it is.
+        os.environ["NACRE_ROOT"], os.environ["NACRE_RUN"] = (path or "" for path in enter(*ctx.directories))
     return unshare(
         args.rest,
         [_WORDS.get(name, name) for name in _KINDS if getattr(args, name)],
