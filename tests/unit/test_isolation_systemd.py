@@ -219,7 +219,7 @@ def test_no_systemd(host: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
     with pytest.raises(Unsupported, match="systemd is not running") as caught:
         scope(host).make({}, None)
-    assert "cgroupfs" in caught.value.hint
+    assert "--cgroup-parent takes a path" in caught.value.hint
 
 
 def test_through_a_message_bus(host: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:

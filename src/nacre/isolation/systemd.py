@@ -185,7 +185,8 @@ def _address(*, user: bool) -> tuple[str, bool]:
                 hint="open a session of the user (loginctl enable-linger), or use the cgroupfs manager",
             )
         raise Unsupported(
-            "the systemd cgroup manager is not available: systemd is not running", hint="use the cgroupfs manager (no --systemd-cgroup)"
+            "the systemd cgroup manager is not available: systemd is not running",
+            hint="do without --systemd-cgroup; --cgroup-parent takes a path as well",
         )
     return path, True
 
