@@ -8,11 +8,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from nacre.errors import Conflict, HostError, InvalidArgument
-from nacre.linux import cgroups, devices
+from nacre.linux import bpf, cgroups, cgroups_stats, devices
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 MIB = 1 << 20
@@ -339,3 +340,80 @@ def test_a_failing_creation_leaves_nothing(name: str) -> None:
     with pytest.raises(HostError, match="cannot write"):
         cgroups.create(name, {"pids": {"limit": 1 << 62}})
     assert cgroups.find(name).procs_paths() == ()
+
+
+V1_LIMITS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("memory", {"limit": 64 * MIB, "swap": 96 * MIB, "reservation": 32 * MIB, "swappiness": 10}, {}),
+    ("memory", {"limit": 64 * MIB, "swap": -1}, {}),
+    ("cpu", {"shares": 300, "quota": 25000, "period": 50000, "burst": 1000}, {}),
+    ("cpu", {"quota": 5000, "period": 1000}, {}),
+    ("cpu", {"idle": 1}, {}),
+    ("cpu", {"cpus": "0", "mems": "0"}, {}),
+    ("pids", {"limit": 9}, {}),
+    ("pids", {"limit": -1}, {}),
+    ("memory", {"limit": 10_000_000}, {"limit": 9_998_336}),  # whole pages
+]
+
+
+@pytest.mark.parametrize(("section", "given", "rounded"), V1_LIMITS, ids=str)
+def test_what_is_set_is_in_force_on_v1(name: str, section: str, given: dict[str, Any], rounded: dict[str, Any]) -> None:
+    if not {"memory", "cpu", "cpuset", "pids"} <= set(cgroups.layout().v1):
+        pytest.skip("needs cgroup v1")
+    group = cgroups.create(name, {section: given})
+    found = cgroups_stats.limits(cgroups.find(name))[section]
+    assert {key: found[key] for key in given} == {**given, **rounded}
+    group.limit({section: given})  # once more is fine
+
+
+def test_limits_rise_and_fall(name: str) -> None:
+    if "memory" not in cgroups.layout().v1:
+        pytest.skip("needs cgroup v1")
+    group = cgroups.create(name, {"memory": {"limit": 64 * MIB, "swap": 128 * MIB}})
+    for limit in (256, 16, 32, 8):
+        group.limit({"memory": {"limit": limit * MIB, "swap": 2 * limit * MIB}})
+        assert cgroups_stats.limits(group)["memory"]["swap"] == 2 * limit * MIB
+    with pytest.raises(InvalidArgument, match="larger than the one of memory and swap"):
+        group.limit({"memory": {"limit": 64 * MIB}})
+    group.limit({"cpu": {"quota": 100_000, "period": 100_000, "burst": 50_000}})
+    group.limit({"cpu": {"quota": 5_000, "period": 10_000, "burst": 1_000}})
+    group.limit({"cpu": {"quota": 200_000, "period": 100_000, "burst": 90_000}})
+    assert cgroups_stats.limits(cgroups.find(name))["cpu"]["burst"] == 90_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "message", "hint"),
+    [
+        ({"memory": {"swap": 64 * MIB}}, "needs a limit of memory", "--memory"),
+        ({"cpu": {"period": 5}}, "Invalid argument", "1000 to 1000000"),
+        ({"cpu": {"cpus": "0-4000"}}, "there are 0", "lscpu"),
+        ({"blockIO": {"throttleReadBpsDevice": [{"major": 254, "minor": 254, "rate": 5}]}}, "cannot write", "lsblk"),
+    ],
+)
+def test_what_the_kernel_refuses_is_explained(name: str, limits: dict[str, Any], message: str, hint: str) -> None:
+    if not {"memory", "cpu", "cpuset", "blkio"} <= set(cgroups.layout().v1):
+        pytest.skip("needs cgroup v1")
+    with pytest.raises((HostError, InvalidArgument), match=message) as caught:
+        cgroups.create(name, limits)
+    assert hint in caught.value.hint
+    assert not cgroups.find(name).directories
+
+
+def test_a_device_program_is_replaced(name: str) -> None:
+    unified = cgroups.layout().unified
+    if not unified:
+        pytest.skip("no cgroup2 mount")
+    directory = f"{unified}/{name}"
+    os.mkdir(directory)
+    group = os.open(directory, os.O_RDONLY)
+    try:
+        seen = []
+        for rules in (devices.DEFAULT_DEVICES, devices.DEFAULT_DEVICES[:3], (devices.DeviceRule(kind="a", allow=False),)):
+            devices.restrict_v2(directory, rules)
+            seen.append(tuple(bpf.device_programs(group)))
+        assert [len(programs) for programs in seen] == [1, 1, 1]
+        assert len(set(seen)) == 3
+        devices.restrict_v2(directory, (devices.DeviceRule(kind="a"),))
+        assert bpf.device_programs(group) == []
+    finally:
+        os.close(group)
+        os.rmdir(directory)

@@ -26,6 +26,7 @@ PERIOD = 100_000  # microseconds, the kernel's default CFS period
 SHARES_LEAST, SHARES_MOST = 2, 262144
 WEIGHT_LEAST, WEIGHT_MOST = 10, 1000
 _HUGE = 1 << 63
+_UNLIMITED = 1 << 60  # v1 shows "no limit" as the largest multiple of the page size
 
 # Section and fields -> controller, by its v1 name.
 _FIELDS = (
@@ -62,6 +63,19 @@ _NEEDS = {
     "blkio.leaf_weight_device": "leaf weights went with the CFQ scheduler in Linux 5.0; leave them out",
     "io.weight": "weights need CONFIG_BLK_CGROUP_IOCOST, or the BFQ scheduler: modprobe bfq",
     "io.max": "use a kernel with CONFIG_BLK_DEV_THROTTLING",
+}
+# What to look at when the kernel refuses a value.
+_LOOK = {
+    "cpu.cfs_period_us": "a period is 1000 to 1000000 microseconds",
+    "cpu.cfs_quota_us": "a quota is 1000 microseconds or more, and no more than that of the group above",
+    "cpu.max": "a quota is 1000 microseconds or more, a period 1000 to 1000000",
+    "cpu.idle": "shares and idle exclude each other",
+    "blkio.bfq.weight_device": "the weight of a disk needs its scheduler to be BFQ: echo bfq > /sys/block/<disk>/queue/scheduler",
+    "io.bfq.weight": "the weight of a disk needs its scheduler to be BFQ: echo bfq > /sys/block/<disk>/queue/scheduler",
+    "blkio.throttle.read_bps_device": "list the disks, whole ones, with: lsblk --nodeps --output MAJ:MIN,PATH",
+    "blkio.throttle.write_bps_device": "list the disks, whole ones, with: lsblk --nodeps --output MAJ:MIN,PATH",
+    "blkio.throttle.read_iops_device": "list the disks, whole ones, with: lsblk --nodeps --output MAJ:MIN,PATH",
+    "blkio.throttle.write_iops_device": "list the disks, whole ones, with: lsblk --nodeps --output MAJ:MIN,PATH",
 }
 
 
@@ -156,7 +170,7 @@ def _memory(group: Cgroup, given: Mapping[str, Any]) -> None:
     if old:
         _memory_v1(group, directory, limit, swap)
         _number(group, f"{directory}/memory.soft_limit_in_bytes", low)
-        _number(group, f"{directory}/memory.kmem.limit_in_bytes", _integer(given, "memory.kernel", least=-1))
+        _kernel_memory(group, directory, _integer(given, "memory.kernel", least=-1))
         _number(group, f"{directory}/memory.kmem.tcp.limit_in_bytes", _integer(given, "memory.kernelTCP", least=-1))
         if swappiness is not None:
             _put(group, f"{directory}/memory.swappiness", str(swappiness))
@@ -172,6 +186,16 @@ def _memory(group: Cgroup, given: Mapping[str, Any]) -> None:
     _memory_v2(group, directory, limit, swap)
     if low:
         _put(group, f"{directory}/memory.low", _or_max(low))
+
+
+def _kernel_memory(group: Cgroup, directory: str, limit: int | None) -> None:
+    """Since Linux 5.16 the kernel takes a limit and forgets it."""
+    path = f"{directory}/memory.kmem.limit_in_bytes"
+    _number(group, path, limit)
+    if limit and 0 < limit < _UNLIMITED <= int((read(path) or "0").strip() or 0):
+        raise Unsupported(
+            "cannot set memory.kernel: Linux no longer limits the kernel's memory by itself", hint="memory.limit counts it as well"
+        )
 
 
 def _check_usage(group: Cgroup, path: str, limit: int) -> None:
@@ -207,6 +231,8 @@ def _memory_v1(group: Cgroup, directory: str, limit: int | None, swap: int | Non
                     f"{group.name} cannot be limited to {value} bytes of memory: it uses {used}",
                     hint="give it more, or stop something in it",
                 ) from error
+            if error.errno == errno.EINVAL and path == paths[1] and int((read(paths[0]) or "0").strip() or 0) >= _UNLIMITED:
+                swap_only(value, -1)
             if error.errno == errno.EINVAL and path == paths[1]:
                 raise InvalidArgument(
                     f"the limit of memory and swap ({value}) is smaller than that of memory", hint="--memory-swap is the sum of both"
@@ -576,4 +602,8 @@ def _put(group: Cgroup, path: str, text: str) -> None:
     """Write a control file. Raises Unsupported when there is no such file, HostError."""
     if not os.path.exists(path) and os.path.isdir(os.path.dirname(path)):
         raise _no_file(path)
-    group.write(path, text)
+    try:
+        group.write(path, text)
+    except HostError as error:
+        error.hint = error.hint or _LOOK.get(os.path.basename(path), "")
+        raise
