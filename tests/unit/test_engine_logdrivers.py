@@ -255,9 +255,10 @@ class Receiver(sinks.Sink):
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.down = False
+        self.most = 100
 
     def send(self, line: sinks.Line) -> None:
-        if self.down:
+        if self.down or len(self.lines) >= self.most:
             raise ConnectionRefusedError
         self.lines.append(line.data)
 
@@ -320,6 +321,18 @@ def test_nothing_is_lost_while_the_receiver_is_away(engine: Engine, receiver: Re
     written(engine, made, b"two\n")
     forwarder.run_dry(last=False)
     assert receiver.lines == [b"one", b"two"]
+
+
+def test_nothing_is_repeated_when_the_receiver_leaves(engine: Engine, receiver: Receiver) -> None:
+    made = engine.containers.create(box())
+    forwarder = forward.Forwarder(engine.lifecycle.core, made.record)
+    written(engine, made, b"one\nbegun", b" and done\n", b"three\n")
+    receiver.most = 2
+    with pytest.raises(OSError):
+        forwarder.run_dry(last=False)
+    receiver.most = 10
+    forward.Forwarder(engine.lifecycle.core, made.record).run_dry(last=False)
+    assert receiver.lines == [b"one", b"begun and done", b"three"]
 
 
 def test_a_bounded_buffer_keeps_the_end(engine: Engine, receiver: Receiver) -> None:

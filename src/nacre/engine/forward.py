@@ -105,19 +105,28 @@ class Forwarder:
         cutter = Cutter(dict(progress.rest))
         with Reader(f"{self._directory}/log", progress.inode, progress.offset) as reader:
             self._skip(reader)
+            done = reader.inode, reader.offset, dict(cutter.rest)
             count = 0
-            for record in reader.read():
-                for line in cutter.feed(record):
-                    self._send(line)
-                    count += 1
-                if count >= BATCH:
-                    count = 0
-                    self._note(reader, cutter)
-            if last:
-                for line in cutter.end():
-                    self._send(line)
-            if (reader.inode, reader.offset, cutter.rest) != (progress.inode, progress.offset, progress.rest):
-                self._note(reader, cutter)
+            try:
+                for record in reader.read():
+                    for line in cutter.feed(record):
+                        self._send(line)
+                        count += 1
+                    done = reader.inode, reader.offset, dict(cutter.rest)
+                    if count >= BATCH:
+                        count = 0
+                        self._note(*done)
+                if last:
+                    for line in cutter.end():
+                        self._send(line)
+                    done = reader.inode, reader.offset, {}
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._note(*done)
+                self.close()
+                raise
+            if done != (progress.inode, progress.offset, progress.rest):
+                self._note(*done)
 
     def _skip(self, reader: Reader) -> None:
         """With a bounded buffer, what a receiver that was away for long has missed is left out but for its end."""
@@ -134,16 +143,12 @@ class Forwarder:
     def _send(self, line: sinks.Line) -> None:
         if self._sink is None:
             self._sink = sinks.make(self._record, self._json, self._progress.sink)
-        try:
-            self._sink.send(line)
-        except OSError:
-            self.close()
-            raise
+        self._sink.send(line)
 
-    def _note(self, reader: Reader, cutter: Cutter) -> None:
+    def _note(self, inode: int, offset: int, rest: dict[int, tuple[int, bytes]]) -> None:
         if self._sink is not None:
             self._progress.sink = self._sink.flush()
-        self._progress.inode, self._progress.offset, self._progress.rest = reader.inode, reader.offset, dict(cutter.rest)
+        self._progress.inode, self._progress.offset, self._progress.rest = inode, offset, rest
         self._progress.save()
 
     def close(self) -> None:
