@@ -71,6 +71,14 @@ def test_v2_a_group_of_somebody_else_is_not(tmp_path: Path, monkeypatch: pytest.
     assert delegation.delegated(Layout(unified=str(tmp_path), v2=("memory",)), "0::/../elsewhere\n").kind == "none"
 
 
+def test_v2_what_the_users_systemd_can_hand_on(tmp_path: Path) -> None:
+    where = Layout(unified=str(tmp_path), v2=("cpu", "memory", "pids"))
+    assert delegation.of_manager(where, 1000) == ()
+    tree(tmp_path, "user.slice/user-1000.slice/user@1000.service")
+    assert delegation.of_manager(where, 1000) == ("memory", "pids")
+    assert delegation.of_manager(where, 1001) == ()
+
+
 def test_v1_each_controller_for_itself(tmp_path: Path) -> None:
     tree(tmp_path, "memory/mine")
     where = Layout(v1={"memory": str(tmp_path / "memory"), "pids": str(tmp_path / "pids")})

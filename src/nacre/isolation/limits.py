@@ -49,9 +49,11 @@ def check(resources: Resources, level: Level = Level.PROCESS) -> None:
 
 def _check_host(resources: Resources, level: Level) -> None:
     """Find out now what the start of the container would find out: a controller that is not there."""
-    from nacre.isolation.process import delegated_only, manageable
+    from nacre.isolation.process import delegated_only, manageable, seek_delegation
     from nacre.linux.cgroups_limits import lacking
 
+    if resources != Resources():
+        seek_delegation()
     where = manageable()
     with delegated_only():
         lacking(host_object(resources) if level is Level.VM else resources_object(resources, where), where)

@@ -97,6 +97,8 @@ class Process(Driver, Adjustable, Pausable):
         """Bring up an empty sandbox: cgroups with the limits set, a stem that listens. Cleaned up by `clean` after any failure."""
         if not is_host_root():
             _check_user(sandbox.spec)
+            if sandbox.spec.resources != Resources():
+                seek_delegation()
         with ExitStack() as stack:
             last = -1
             if upper := sandbox.rootfs.upper:
@@ -247,6 +249,16 @@ def manageable(directory: str = "") -> cgroups.Layout:
     from nacre.linux import delegation
 
     return delegation.recorded(directory) or delegation.delegated(cgroups.layout())
+
+
+def seek_delegation() -> None:
+    """Where nothing is delegated to an ordinary user, ask the user's systemd for a group: this process moves there."""
+    if is_host_root() or manageable().kind != "none" or cgroups.layout().v1:
+        return
+    from nacre.isolation import systemd
+
+    with contextlib.suppress(HostError):  # the limits will be refused, with what the administrator can do
+        systemd.delegate(os.getpid())
 
 
 def find_group(identifier: str, directory: str) -> cgroups.Cgroup:

@@ -107,10 +107,10 @@ def obstacles() -> list[tuple[str, str]]:
 def delegation() -> tuple[tuple[str, ...], str]:
     """The controllers with which this user's containers can be limited; when there are none, also what the administrator can do."""
     from nacre.linux.cgroups import layout
-    from nacre.linux.delegation import delegated, way_out
+    from nacre.linux.delegation import delegated, of_manager, way_out
 
     found = delegated(layout())
-    names = (*found.v1, *found.v2)
+    names = (*found.v1, *found.v2) or of_manager(layout(), os.getuid())
     return tuple(sorted(names)), "" if names else way_out(layout())
 
 

@@ -191,6 +191,24 @@ def _address(*, user: bool) -> tuple[str, bool]:
     return path, True
 
 
+def delegate(pid: int) -> None:
+    """Have this user's manager put a process into a delegated scope of its own: what it starts can then be limited.
+
+    Raises Unsupported without such a manager, HostError when it refuses.
+    """
+    unit = f"{cgroups.PARENT}-{os.urandom(8).hex()}.scope"
+    wanted: list[Property] = [
+        ("Description", Variant(signature="s", value="containers of nacre")),
+        ("Delegate", Variant(signature="b", value=True)),
+        ("CollectMode", Variant(signature="s", value="inactive-or-failed")),
+        ("PIDs", Variant(signature="au", value=[pid])),
+    ]
+    with connect(user=True) as bus:
+        result = bus.job("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", wanted, [])
+    if result != "done":
+        raise HostError(f"systemd could not start {unit}: {result}", hint=f"see: journalctl --user -u {unit}")
+
+
 # Names and places
 
 

@@ -33,6 +33,14 @@ def delegated(where: Layout, groups: str | None = None) -> Layout:
     return where.replace(v1=v1, unified=unified, v2=tuple(name for name in where.v2 if name in controllers), track=())
 
 
+def of_manager(where: Layout, uid: int) -> tuple[str, ...]:
+    """The controllers that this user's systemd can hand on (v2 alone); () when it does not run."""
+    if where.v1 or not where.unified:
+        return ()
+    controllers = _words(f"{where.unified}/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers")
+    return tuple(name for name in where.v2 if name in controllers)
+
+
 def record(directory: str, where: Layout) -> None:
     """Write down what was delegated when the sandbox in `directory` was started. Raises OSError."""
     with open(f"{directory}/{_RECORD}", "w", encoding="utf-8") as file:
@@ -54,8 +62,8 @@ def way_out(where: Layout) -> str:
         return "as root: make a group for each controller, chown -R it to this user, move the session there; or use cgroup v2"
     if os.path.isdir("/run/systemd/system"):
         return (
-            "start nacre in a delegated scope: systemd-run --user --scope --property=Delegate=yes nacre run ...; "
-            "for more than memory and pids, as root: systemctl edit user@.service, [Service], Delegate=cpu cpuset io memory pids"
+            "as root: loginctl enable-linger USER, so that the user has a systemd to ask; for more than memory and pids: "
+            "systemctl edit user@.service, with [Service] Delegate=cpu cpuset io memory pids"
         )
     return (
         "as root: make a control group, chown it with its cgroup.procs and cgroup.subtree_control to this user, and start the session there"
