@@ -87,7 +87,7 @@ def test_btrfs(nacre_: Nacre, level: Level, layouts: Callable[[str], Path], dire
         run("run", "-d", "--name", "box", *options, image, "sleep")
         run("exec", "box", "write", "/kept", "still here")
         if level is Level.PROCESS:
-            [tree] = root.glob("containers/*/tree")
+            [tree] = root.glob("containers/*/tree/root")
             assert tree.stat().st_ino == 256
             diskimages.check(["btrfs", "-q", "subvolume", "create", str(tree / "nested")])
             (tree / "nested/file").write_text("x")
@@ -118,8 +118,9 @@ def test_own_user_namespace(driver: str, nacre_: Nacre, loaded: str, tmp_path: P
     nacre_(driver, "exec", "box", "write", "/kept", "mine")
     nacre_(driver, "restart", "-t", "0", "box")
     assert nacre_(driver, "exec", "box", "cat", "/kept").strip() == "mine"
-    tops = list((tmp_path / "disk/root/containers").glob("*/tree" if driver == "vfs" else "*/upper/upper"))
+    tops = list((tmp_path / "disk/root/containers").glob("*/tree/root" if driver == "vfs" else "*/upper/upper"))
     written = (tops[0] / "kept").stat().st_uid
+    assert tops[0].parent.stat().st_mode & 0o077 == 0
     assert (written == 0) == (driver == "vfs"), "a tree keeps the image's numbers, an upper directory has the namespace's"
     assert (tmp_path / "disk/root/volumes/named/_data/file").stat().st_uid == 0
     nacre_(driver, "rm", "-f", "box")

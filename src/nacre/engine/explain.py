@@ -25,7 +25,7 @@ def explain(core: Core, lifecycle: Lifecycle, spec: ContainerSpec) -> str:
     whole, disk = core.layers.driver in ("btrfs", "vfs"), spec.isolation is Level.VM
     rootfs = Rootfs(
         driver=core.layers.driver, layers=layers or (LayerMount(diff_id="", path="", format="directory"),),
-        upper=f"{state}/upper", disk=f"{state}/upper.ext4" if disk else "", tree=f"{state}/tree" if whole and not disk else "",
+        upper=f"{state}/upper", disk=f"{state}/upper.ext4" if disk else "", tree=f"{state}/tree/root" if whole and not disk else "",
     )  # fmt: skip
     bridged = Endpoint(
         network=spec.network, netns=f"{core.layout.run}/netns/{EXAMPLE_ID}", interface="eth0", address="10.88.0.2/16", gateway="10.88.0.1"

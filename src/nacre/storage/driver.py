@@ -15,7 +15,9 @@ from nacre.model.container import Rootfs
 from nacre.model.value import Value
 from nacre.storage.layers import LayerStore
 
+# Directories that only root may enter: what a container makes in them, set-user-id programs too, is for nobody else on the host.
 UPPER, TREE = "upper", "tree"
+ROOT = "root"  # the root directory in a TREE
 WORKING = ".making-"
 
 

@@ -34,8 +34,11 @@ class FuseOverlay(Driver):
         upper = make_upper(directory, self.layers.root_attributes(diff_ids), limit)
         identifier = os.path.basename(directory)
         release(self.layers.run, identifier)
-        point = f"{_place(self.layers.run, identifier)}/root"
-        os.makedirs(point, 0o700, exist_ok=True)
+        place = _place(self.layers.run, identifier)
+        # Nobody else on the host may come near what a container has made.
+        os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+        point = f"{place}/root"
+        os.makedirs(point, exist_ok=True)
         serve([layer.path for layer in layers], upper, point)
         return Rootfs(driver=PROGRAM, layers=layers, upper=upper, tree=point)
 

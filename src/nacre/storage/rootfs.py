@@ -3,7 +3,7 @@
 ::
 
     <root>/containers/<id>/upper/{upper,work}   level process: what overlayfs writes to
-    <root>/containers/<id>/tree/                drivers btrfs and vfs: everything
+    <root>/containers/<id>/tree/root/           drivers btrfs and vfs: everything
     <root>/containers/<id>/upper.ext4           level vm: a sparse disk with upper and work inside
     <root>/templates/ext4-*                     empty disks, copied (or reflinked) in milliseconds
 
@@ -18,7 +18,7 @@ import os
 from nacre.errors import InvalidArgument
 from nacre.linux.files import disk_usage, explained, locked, remove_tree, sparse_copy
 from nacre.model.container import Rootfs
-from nacre.storage.driver import TREE, UPPER, WORKING, Limit, driver, make_pair, new_working
+from nacre.storage.driver import ROOT, TREE, UPPER, WORKING, Limit, driver, make_pair, new_working
 from nacre.storage.layers import LayerStore
 
 DISK_SIZE = 16 << 30
@@ -73,11 +73,11 @@ class RootfsStore:
         self.release(container_id)
         with explained(f"remove the file system of container {container_id[:12]}"):
             for part in (f"{directory}/{name}" for name in self._parts(directory)):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.lstat(part).st_ino == _SUBVOLUME:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    if os.lstat(f"{part}/{ROOT}").st_ino == _SUBVOLUME:
                         from nacre.linux import btrfs
 
-                        btrfs.destroy(part)
+                        btrfs.destroy(f"{part}/{ROOT}")  # at once; else file by file
                 remove_tree(part)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)

@@ -5,7 +5,7 @@
     <root>/stacks/<64 hex digits>/       named by the chain id of its layers (OCI image specification, config.md, "Layer ChainID")
         tree/                            a subvolume: the layers merged; files share their blocks with the layers'
         stack.json                       the layers, base first
-    <root>/containers/<id>/tree/         a snapshot of it
+    <root>/containers/<id>/tree/root/    a snapshot of it
 
 A stack is made when the first container of an image is, from a snapshot of the longest stack that it begins with. It goes with
 the first of its layers that goes.
@@ -21,7 +21,7 @@ from collections.abc import Collection
 from nacre.errors import HostError
 from nacre.linux import btrfs
 from nacre.model.container import Rootfs
-from nacre.storage.driver import TREE, Driver, Limit, new_working, place
+from nacre.storage.driver import ROOT, TREE, Driver, Limit, new_working, place
 from nacre.storage.layers import LayerStore
 from nacre.storage.merge import merge_layers
 from nacre.storage.shelf import Shelf
@@ -42,11 +42,12 @@ class Snapshots(Driver):
         path = f"{directory}/{TREE}"
         if not os.path.isdir(path):
             working = new_working(directory)
-            btrfs.snapshot(f"{self._stack(diff_ids)}/{TREE}", working)
+            os.mkdir(working, 0o700)
+            btrfs.snapshot(f"{self._stack(diff_ids)}/{TREE}", f"{working}/{ROOT}")
             if limit:
-                _limit(working, limit)
+                _limit(f"{working}/{ROOT}", limit)
             place(working, path)
-        return Rootfs(driver="btrfs", layers=layers, tree=path)
+        return Rootfs(driver="btrfs", layers=layers, tree=f"{path}/{ROOT}")
 
     def check_limit(self, directory: str) -> None:
         """See `Driver`."""

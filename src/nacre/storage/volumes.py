@@ -54,8 +54,9 @@ class VolumeStore:
 
             check_options(options)
         with explained(f"create volume {name}"):
-            for path in (self.path, directory):
-                os.makedirs(path, 0o711, exist_ok=True)
+            # Not for others on the host: a container may have left set-user-id programs in there.
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            os.makedirs(directory, 0o711, exist_ok=True)
             if os.path.isdir(f"{directory}/{_FILLED}"):
                 with self._locked(name):
                     self._move_in(directory)

@@ -352,6 +352,21 @@ def check_changes(make: Make, scratch: str) -> None:
     assert 200_000 <= size < 1 << 19
 
 
+def check_private(make: Make, scratch: str) -> None:
+    """No ordinary user of the host comes near what a container may have made: a set-user-id program, say."""
+    layers, stores = make()
+    diff_id = layer(layers, lambda tar: member(tar, "su", b"#!", mode=0o4755))
+    rootfs = stores.prepare("private", (diff_id,))
+    with mounted(rootfs, scratch):
+        paths = [part for part in (rootfs.tree, rootfs.upper, *(part.path for part in rootfs.layers)) if part]
+        for path in paths:
+            top = layers.run if path.startswith(f"{layers.run}/") else layers.root
+            inner = path.removeprefix(top)
+            above = [f"{top}{inner[:end]}" for end in range(len(inner) + 1) if inner[end : end + 1] in ("/", "") and inner[:end]]
+            assert any(os.stat(part).st_mode & 0o077 == 0 for part in above), f"{path} is open to everybody"
+    stores.release("private")
+
+
 def check_disk(make: Make, scratch: str) -> None:
     """For a virtual machine: images, and a sparse disk that is kept between starts."""
     layers, stores = make()
@@ -466,6 +481,7 @@ CHECKS: tuple[Callable[[Make, str], None], ...] = (
     check_forgery,
     check_writing,
     check_changes,
+    check_private,
     check_disk,
     check_layers,
     check_empty,
