@@ -167,6 +167,8 @@ class Runtime:
             if not claim.signal_fifo():
                 raise Conflict("cannot start a container that has stopped")
             claim.drop_fifo()
+            if machine := self._machine(record):
+                machine.await_first(self._task(record).alive)
             record["status"] = RUNNING
             claim.write(record)
             self._started(record, bundle)

@@ -17,10 +17,12 @@ import fcntl
 import os
 import signal
 import struct
+import time
 
 from nacre.errors import (
     CommandNotExecutable,
     CommandNotFound,
+    Conflict,
     HostError,
     InvalidArgument,
     NacreError,
@@ -60,7 +62,7 @@ _REPORT_MAX = 1 << 16
 _INSIDE, _GO = b"inside", b"go"  # what a stand-in says when it is in the network namespace, and what it waits for then
 _TIOCSCTTY, _TIOCGWINSZ = 0x540E, 0x5413
 _FAILURES: dict[str, type[NacreError]] = {
-    kind.__name__: kind for kind in (CommandNotFound, CommandNotExecutable, InvalidArgument, NotFound, Unsupported)
+    kind.__name__: kind for kind in (CommandNotFound, CommandNotExecutable, Conflict, InvalidArgument, NotFound, Unsupported)
 }
 # Those that mean a process itself, or that only the kernel sends.
 _OWN = frozenset((signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTOU))
@@ -124,6 +126,14 @@ class Machine:
         except (SandboxError, FileNotFoundError, TimeoutError):
             return False
         return True
+
+    def await_first(self, alive: Callable[[], bool]) -> None:
+        """Until the first process runs in the guest, or there is nobody left who would start it."""
+        while alive():
+            with contextlib.suppress(SandboxError, FileNotFoundError), contextlib.closing(Channel(self._sandbox.directory)) as channel:
+                if any(row[0] == MAIN for row in channel.stat(timeout=_ENDING)):
+                    return
+            time.sleep(0.005)
 
     def kill(self, timeout: float) -> None:
         """End the machine."""
@@ -216,14 +226,15 @@ class _Birth:
         self._ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if not self.pid:
-            self._ours.close()
-            _stand_in(theirs, lambda: _boot(theirs, claim, sandbox, bundle, wishes, block))
+            _stand_in(theirs, lambda: _boot(theirs, claim, sandbox, bundle, wishes, block), wishes.fifo, block)
         theirs.close()
         if self._ours.recv(len(_INSIDE), _socket.MSG_PEEK) == _INSIDE:
             self._ours.recv(len(_INSIDE))
 
     def finish(self) -> Outcome:
         """Let it go on, and wait until the machine is there. Raises what went wrong in it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._ours.send(_GO)
         return _await(self._ours, self.pid)
 
 
@@ -233,7 +244,6 @@ def enter(claim: Claim, bundle: Bundle, process: Process, wishes: Wishes) -> Out
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = os.fork()
     if not pid:
-        ours.close()
         _stand_in(theirs, lambda: _further(theirs, sandbox, bundle, process, wishes))
     theirs.close()
     return _await(ours, pid)
@@ -243,8 +253,6 @@ def _await(ours: _socket.socket, pid: int) -> Outcome:
     """The stand-in's one report: an error, or "" with the terminal's master when there is one."""
     outcome = Outcome(pid)
     try:
-        with contextlib.suppress(BrokenPipeError):
-            ours.send(_GO)
         data, control, _flags, _address = ours.recvmsg(_REPORT_MAX, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in control:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
@@ -261,11 +269,17 @@ def _await(ours: _socket.socket, pid: int) -> Outcome:
 # -- the stand-in --------------------------------------------------------------------------------------------------------
 
 
-def _stand_in(theirs: _socket.socket, live: Callable[[], int]) -> NoReturn:
-    """The life of a forked process: never returns to what its parent was doing."""
+def _stand_in(theirs: _socket.socket, live: Callable[[], int], *kept: int) -> NoReturn:
+    """The life of a forked process: never returns to what its parent was doing. kept: descriptors that it needs beside its streams."""
     code = EXIT_LOST
     try:
         os.setsid()
+        # Above all not the lock of the record, which would stay taken.
+        wanted = {0, 1, 2, theirs.fileno(), *kept}
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if fd not in wanted:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         code = live()
     except NacreError as error:
         code = error.exit_code
@@ -333,6 +347,9 @@ def _further(theirs: _socket.socket, sandbox: Sandbox, bundle: Bundle, process: 
     master = _terminal(process) if process.terminal else -1
     channel = Channel(sandbox.directory)
     channel.hello(timeout=_ENDING)
+    # The first process must be the first: the numbers that others join it by are given out in turn.
+    if all(row[0] != MAIN for row in channel.stat(timeout=_ENDING)):
+        raise Conflict("cannot exec in a container in a virtual machine before it was started")
     spawn = oci_vm.further_spawn(bundle, process, MAIN, MicroVm().place(sandbox), wishes.cache)
     return _run(channel, spawn.replace(attach=True), tty=process.terminal, spawned=lambda: _report(theirs, master=master))
 
