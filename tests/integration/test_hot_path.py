@@ -12,11 +12,11 @@ from nacre import ContainerSpec, Engine
 
 # Takes milliseconds each, and none of it is needed to run a container whose image is there.
 SLOW = {
-    "argparse", "asyncio", "dataclasses", "datetime", "hashlib", "http.client", "importlib.metadata", "inspect", "ipaddress", "json.tool",
-    "logging", "lzma", "pathlib", "selectors", "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading", "typing",
-    "warnings", "zlib", "nacre.cli.progress", "nacre.engine.archive", "nacre.engine.doctor", "nacre.engine.inspect", "nacre.images.pull",
-    "nacre.images.registry", "nacre.linux.kernel", "nacre.linux.nft", "nacre.linux.run", "nacre.linux.seccomp_profile",
-    "nacre.storage.image", "nacre.storage.tar",
+    "argparse", "asyncio", "dataclasses", "datetime", "hashlib", "http.client", "importlib.metadata", "inspect", "ipaddress", "json",
+    "logging", "lzma", "pathlib", "re", "selectors", "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading",
+    "typing", "warnings", "zlib", "nacre.cli.progress", "nacre.engine.archive", "nacre.engine.doctor", "nacre.engine.inspect",
+    "nacre.images.pull", "nacre.images.registry", "nacre.linux.kernel", "nacre.linux.nft", "nacre.linux.run",
+    "nacre.linux.seccomp_profile", "nacre.storage.image", "nacre.storage.tar",
 }  # fmt: skip
 PROGRAM = """
 import sys

@@ -56,8 +56,8 @@ HOT = [
 ]  # fmt: skip
 HEAVY = {
     "argparse", "asyncio", "bz2", "dataclasses", "datetime", "difflib", "hashlib", "http.client", "importlib.metadata", "inspect",
-    "importlib", "ipaddress", "logging", "lzma", "nacre.linux.run", "nacre.linux.seccomp_profile", "pathlib", "random", "selectors",
-    "shlex", "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading", "typing", "warnings", "zlib",
+    "importlib", "ipaddress", "json", "logging", "lzma", "nacre.linux.run", "nacre.linux.seccomp_profile", "pathlib", "random", "selectors",
+    "re", "shlex", "shutil", "socket", "sqlite3", "subprocess", "tarfile", "tempfile", "threading", "typing", "warnings", "zlib",
 }  # fmt: skip
 
 

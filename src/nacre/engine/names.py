@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from nacre.errors import InvalidArgument
 
@@ -19,7 +18,8 @@ _SECOND = (
     "marina", "mussel", "nautilus", "oyster", "pearl", "periwinkle", "pier", "reef", "ridge", "sail", "scallop", "shell", "shoal",
     "shore", "sound", "spring", "strait", "surf", "tide", "triton", "voyage", "wave", "whelk", "wharf",
 )  # fmt: skip
-_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
+_LETTERS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_OTHERS = frozenset("_.-")
 
 
 def new_id() -> str:
@@ -37,7 +37,7 @@ def suggest(identifier: str, attempt: int) -> str:
 def check(name: str) -> str:
     """The name, without a leading slash. Raises InvalidArgument for what Docker's rule (two or more of [a-zA-Z0-9_.-]) refuses."""
     name = name.removeprefix("/")
-    if len(name) < 2 or not re.fullmatch(_NAME, name):
+    if len(name) < 2 or name[0] not in _LETTERS or not (_LETTERS | _OTHERS).issuperset(name):
         raise InvalidArgument(
             f"invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
             hint="use two or more letters, digits, '_', '.' or '-', beginning with a letter or digit",

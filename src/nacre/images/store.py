@@ -14,13 +14,13 @@ Reading takes no lock: a rename shows the old state or the new one.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NotFound
 from nacre.images.content import STALE, ContentStore, translate, write_file
+from nacre.model import jsontext
 from nacre.model.image import History, Image, Removed
 from nacre.model.reference import Reference, is_digest, split_registry
 from nacre.store.lock import Lock
@@ -55,7 +55,7 @@ class _References:
         self.orphans: list[str] = list(data.get("orphans", ()))
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"version": _VERSION, **self.__dict__}, separators=(",", ":")).encode()
+        return jsontext.dumps({"version": _VERSION, **self.__dict__}).encode()
 
     def names(self, identifier: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(tags, digests) of an image."""
@@ -140,7 +140,7 @@ class ImageStore:
 
     def configuration(self, image: Image) -> dict[str, Any]:
         """The image's configuration as it was published: the JSON document of the OCI specification. Raises BadContent."""
-        document = json.loads(self.content.read(image.id, _MAX_CONFIG))
+        document = jsontext.loads(self.content.read(image.id, _MAX_CONFIG))
         return document if isinstance(document, dict) else {}
 
     # -- changing ----------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class ImageStore:
         """
         record = {"image": image.replace(tags=(), repo_digests=()).to_data()}
         with self._changing() as references:
-            write_file(self._path(image.id), json.dumps(record, separators=(",", ":")).encode())
+            write_file(self._path(image.id), jsontext.dumps(record).encode())
             if image.id not in references.images:
                 references.images.append(image.id)
             if tag is not None:
@@ -289,7 +289,7 @@ class ImageStore:
         if known and known[0] == data:
             return known[1]
         try:
-            document = json.loads(data)
+            document = jsontext.loads(data)
             if not isinstance(document, dict):
                 raise ValueError("not an object")
         except ValueError as error:

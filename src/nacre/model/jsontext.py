@@ -1,74 +1,64 @@
-"""JSON without the standard library's `json`, which loads regular expressions: 3 ms of a start that has 20.
+"""JSON of our own records, by the standard library's C code without the package around it.
 
-The C parts below that module are used as it uses them; where an interpreter has none, `json` itself is.
+That package imports `re`: 2 ms, which every command would pay for reading a few records. What is written and read is the same. An
+interpreter without this code, or with one that is called in another way, uses the package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 
 class _Context:
-    """What the scanner asks of a decoder."""
+    """What `json.JSONDecoder` tells its scanner by default."""
 
     strict = True
     object_hook = None
     object_pairs_hook = None
     parse_float = float
     parse_int = int
-    memo: dict[str, str] = {}
-
-    @staticmethod
-    def parse_constant(word: str) -> None:
-        raise ValueError(f"{word} is not JSON")
-
-
-def loads(data: bytes) -> Any:
-    """The document in UTF-8 bytes. Raises ValueError (RecursionError for one that is nested too deeply)."""
-    text = data.decode("utf-8")
-    scan = _scanner()
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    try:
-        value, end = scan(text, start) if scan else (None, 0)
-        if end and not text[end:].strip(" \t\r\n"):
-            return value
-    except (StopIteration, SystemError, ValueError):
-        pass  # the C code looks for its exception in the module that was not loaded
-    import json
-
-    return json.loads(text, parse_constant=_Context.parse_constant)
+    parse_constant = float  # NaN, Infinity, -Infinity
 
 
 def dumps(value: Any) -> str:
-    """A document on one line, in ASCII. Raises TypeError for what JSON has no word for."""
-    encode = _encoder()
-    if encode is None:
-        import json
-
-        return json.dumps(value)
-    return "".join(encode(value, 0))
+    """As ``json.dumps(value, separators=(",", ":"))``; values that contain themselves end in a RecursionError."""
+    return "".join(_encode(value, 0))
 
 
-def _scanner() -> Callable[[str, int], tuple[Any, int]] | None:
+def loads(text: str | bytes) -> Any:
+    """As `json.loads` of text or UTF-8. Raises ValueError."""
+    text = (text.decode() if isinstance(text, bytes) else text).strip(" \t\n\r")
     try:
-        from _json import make_scanner
-    except ImportError:
-        return None
-    made: Callable[[str, int], tuple[Any, int]] = make_scanner(_Context())  # type: ignore[arg-type]
-    return made
+        value, end = _scan(text, 0)
+    except StopIteration as error:
+        raise ValueError(f"no JSON value at character {error.value}") from None
+    if end != len(text):
+        raise ValueError(f"more than a JSON value at character {end}")
+    return value
 
 
-def _encoder() -> Callable[[Any, int], tuple[str, ...]] | None:
-    try:
-        from _json import encode_basestring_ascii, make_encoder
-    except ImportError:
-        return None
-    made: Callable[[Any, int], tuple[str, ...]] = make_encoder({}, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, False)
-    return made
+def _refuse(value: object) -> object:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-def _refuse(value: object) -> Any:
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+def _quick() -> tuple[Callable[[Any, int], Any], Callable[[str, int], Any]]:
+    from _json import encode_basestring_ascii, make_encoder, make_scanner
+
+    return make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, True), make_scanner(_Context)  # type: ignore[arg-type]
+
+
+def _usual() -> tuple[Callable[[Any, int], Any], Callable[[str, int], Any]]:
+    import json
+
+    encoder, decoder = json.JSONEncoder(separators=(",", ":")), json.JSONDecoder()
+    return lambda value, _: encoder.encode(value), decoder.raw_decode
+
+
+try:
+    _encode, _scan = _quick()
+except (ImportError, TypeError):
+    _encode, _scan = _usual()

@@ -6,7 +6,6 @@ Everything is made on first use and made again when it is gone (after a reboot, 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from collections.abc import Iterable
 from nacre.errors import Conflict, Denied, HostError, InvalidArgument, NoSpace
 from nacre.linux import netns
 from nacre.linux.netlink import Link, Netlink, has_table
+from nacre.model import jsontext
 from nacre.model.network import Endpoint, Network
 from nacre.network import rules
 from nacre.network.addresses import Subnet, to_text, version
@@ -72,7 +72,7 @@ class Bridge:
         """The network as recorded; None before its first use. Raises HostError when the record is damaged."""
         try:
             with open(self._file, "rb") as file:
-                return Network.from_data(json.loads(file.read()))
+                return Network.from_data(jsontext.loads(file.read()))
         except FileNotFoundError:
             return None
         except (ValueError, InvalidArgument) as error:
@@ -175,7 +175,7 @@ class Bridge:
             created=old.created if old else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         if network != old:
-            write_atomically(self._file, json.dumps(network.to_data()), durable=True)
+            write_atomically(self._file, jsontext.dumps(network.to_data()), durable=True)
         return network
 
     def _write_sysctls(self) -> None:

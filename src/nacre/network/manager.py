@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from nacre.errors import Denied, HostError, InvalidArgument, NoSpace, NotFound
 from nacre.linux import netns
 from nacre.linux.netlink import Netlink
+from nacre.model import jsontext
 from nacre.model.network import Endpoint, Network, PortMapping
 from nacre.model.value import Value
 from nacre.network import ports as host_ports
@@ -325,7 +325,7 @@ class NetworkManager:
         """The recorded endpoint; None when there is none (yet): then nothing of it was made but perhaps a lease."""
         try:
             with open(self._file(container_id), "rb") as file:
-                return Endpoint.from_data(json.loads(file.read()))
+                return Endpoint.from_data(jsontext.loads(file.read()))
         except (OSError, ValueError, InvalidArgument):
             return None
 
@@ -365,7 +365,7 @@ def _disk(path: str) -> Iterator[None]:
 
 def _save(fd: int, endpoint: Endpoint) -> None:
     """Write the record into the locked file: once, in one write, so a killed call leaves it whole or empty."""
-    os.write(fd, json.dumps(endpoint.to_data()).encode())
+    os.write(fd, jsontext.dumps(endpoint.to_data()).encode())
 
 
 def _cut_off(netlink: Netlink, interface: str) -> None:

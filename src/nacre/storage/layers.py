@@ -20,6 +20,7 @@ from functools import cached_property
 
 from nacre.errors import InvalidArgument, NotFound
 from nacre.linux.files import explained, remove_tree, sync_directory
+from nacre.model import jsontext
 from nacre.model.container import LayerMount
 
 TYPE_CHECKING = False
@@ -189,11 +190,9 @@ class LayerStore:
         return "directory" if os.path.exists(f"{directory}/{TREE}") else ""
 
     def _record(self, diff_id: str) -> dict[str, Any]:
-        import json
-
         try:
             with open(f"{self._directory(diff_id)}/{_RECORD}", encoding="utf-8") as file:
-                record: dict[str, Any] = json.load(file)
+                record: dict[str, Any] = jsontext.loads(file.read())
                 return record
         except FileNotFoundError:
             raise _missing(diff_id) from None

@@ -16,6 +16,7 @@ import time
 
 from nacre.errors import HostError, InvalidArgument, NacreError
 from nacre.linux.files import atomic_write
+from nacre.model import jsontext
 from nacre.model.value import Value
 
 DRIVERS = ("erofs", "overlay", "btrfs", "fuse-overlayfs", "vfs")
@@ -67,20 +68,18 @@ class Choice(Value):
 
 def abilities(root: str, run_directory: str) -> Abilities:
     """What the host can do with storage in `root`; from the cache of this boot, or by trying. Raises HostError, OSError."""
-    import json
-
     key = _key(root)
     path = f"{run_directory}/{_CACHE}"
     with contextlib.suppress(OSError, ValueError, KeyError, InvalidArgument, TypeError):
         with open(path, encoding="utf-8") as file:
-            kept = json.load(file)
+            kept = jsontext.loads(file.read())
         found = Abilities.from_data(kept["abilities"])
         if kept["key"] == key and (_complete(found) or 0 <= time.time() - kept["time"] < _PATIENCE):
             return found
     found = _try(root)
     with contextlib.suppress(OSError):
         os.makedirs(run_directory, 0o711, exist_ok=True)
-        text = json.dumps({"key": key, "time": time.time(), "abilities": found.to_data()})
+        text = jsontext.dumps({"key": key, "time": time.time(), "abilities": found.to_data()})
         atomic_write(path, text.encode(), fsync=False)
     return found
 

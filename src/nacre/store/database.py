@@ -7,13 +7,13 @@ may lose the last moments but never the file's consistency; a killed process los
 from __future__ import annotations
 
 import _sqlite3 as sqlite3  # the package around it imports datetime, which every short command would pay for
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nacre.errors import Conflict, Denied, HostError, NoSpace
+from nacre.model import jsontext
 from nacre.model.container import Container
 from nacre.store.reserve import Reserve
 
@@ -168,12 +168,12 @@ class Database:
             return None
         known = self._known.get(identifier)
         if known is None or known[0] != row[0]:
-            known = self._known[identifier] = row[0], Container.from_data(json.loads(row[0]))
+            known = self._known[identifier] = row[0], Container.from_data(jsontext.loads(row[0]))
         return known[1], row[1], bool(row[2])
 
     def _text(self, record: Container) -> str:
         """The record as it is kept."""
-        text = json.dumps(record.to_data(), separators=(",", ":"))
+        text = jsontext.dumps(record.to_data())
         self._known[record.id] = text, record
         return text
 
@@ -200,7 +200,7 @@ class Database:
     def record_event(self, event: dict[str, Any]) -> None:
         """Append to the journal; the oldest entries beyond EVENTS_KEPT are dropped now and then."""
         with self._write() as sql:
-            cursor = sql.execute("INSERT INTO events (time, data) VALUES (?, ?)", (event["time"], json.dumps(event, separators=(",", ":"))))
+            cursor = sql.execute("INSERT INTO events (time, data) VALUES (?, ?)", (event["time"], jsontext.dumps(event)))
             if cursor.lastrowid and cursor.lastrowid % 500 == 0:
                 sql.execute("DELETE FROM events WHERE seq <= ?", (cursor.lastrowid - EVENTS_KEPT,))
 
@@ -218,7 +218,7 @@ class Database:
     def events(self, after: int = 0, *, since: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
         """(sequence number, event) of everything later than `after` and not older than `since` (seconds since the epoch)."""
         rows = self._sql.execute("SELECT seq, data FROM events WHERE seq > ? AND time >= ? ORDER BY seq", (after, since))
-        return [(seq, json.loads(data)) for seq, data in rows]
+        return [(seq, jsontext.loads(data)) for seq, data in rows]
 
 
 def _explain(error: sqlite3.Error, path: str) -> HostError:
