@@ -233,8 +233,12 @@ class Mounts:
                 self.ops.append(op(Code.MKDIR, inside, 0o755))
                 self._cgroup_mount(inside, "cgroup", ",".join(controllers), self._cgroup.get(controllers[0], point), chosen.flags, own)
                 self.ops += (op(Code.SYMLINK, name, f"{target}/{alias}") for alias in controllers if alias != name)
-            if chosen.flags & MS_RDONLY:
-                self.ops += [op(Code.PICK, self._scratch, target), op(Code.ATTR, self._scratch, 1, 0, 0, 0)]
+            if where.named:  # of systemd, v1's hierarchy without a controller
+                self.ops.append(op(Code.MKDIR, f"{target}/systemd", 0o755))
+                place = self._cgroup.get("name=systemd", where.named)
+                self._cgroup_mount(f"{target}/systemd", "cgroup", "none,name=systemd", place, chosen.flags, own)
+            if chosen.flags & MS_RDONLY:  # engines mount further hierarchies below
+                self._late += [op(Code.PICK, self._scratch, target), op(Code.ATTR, self._scratch, 1, 0, 0, 0)]
         else:
             self._cgroup_mount(target, "cgroup2", chosen.data, self._cgroup.get("unified", where.unified), chosen.flags, own)
         self.ops += (item for item in self._attributes_at(target, Options(propagation=chosen.propagation, recursive=chosen.recursive)))
