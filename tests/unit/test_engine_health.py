@@ -12,6 +12,7 @@ import pytest
 
 from nacre.engine import Engine, health, helpers
 from nacre.errors import Conflict, InvalidArgument
+from nacre.isolation.channel import Channel
 from nacre.model.container import Container, ContainerSpec
 from nacre.model.image import ImageConfig
 from nacre.model.life import HealthConfig
@@ -200,3 +201,15 @@ def test_a_damaged_state_is_no_obstacle(engine: Engine) -> None:
     assert (made.health() or {})["Status"] == "starting"
     made.check_health()
     assert json.loads(Path(path).read_text())["Status"] == "healthy"
+
+
+def test_a_sandbox_that_does_not_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(channel: Channel, spawn: object, *, timeout: float | None = None) -> tuple[int, int]:
+        assert timeout == 2.0
+        raise TimeoutError
+
+    made = engine.containers.run(box("CMD", "true", timeout=2 * SECOND, retries=1))
+    monkeypatch.setattr(Channel, "spawn", never)
+    result = made.check_health()
+    assert (result["ExitCode"], result["Output"]) == (-1, "Health check exceeded timeout (2s): ")
+    assert (made.health() or {})["Status"] == "unhealthy"

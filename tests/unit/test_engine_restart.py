@@ -16,6 +16,7 @@ import pytest
 
 from nacre.engine import Engine, helpers, reap, restart
 from nacre.errors import Conflict, InvalidArgument
+from nacre.isolation.process import environment
 from nacre.model.container import Container, ContainerSpec, State
 from nacre.model.life import RestartPolicy
 from nacre.store import Layout, Lock, is_locked
@@ -335,3 +336,11 @@ def test_a_detached_helper_keeps_nothing_of_its_caller(tmp_path: Path, monkeypat
     assert [targets.pop(number) for number in (0, 1, 2)] == ["/dev/null"] * 3
     assert list(targets.values()) == [helpers.mark(layout, "reap", "c")]
     assert int(session) != os.getsid(0)
+
+
+def test_a_helper_is_the_same_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NACRE_BRIDGE", "NACRE_ACCEL", "LD_PRELOAD", "SECRET"):
+        monkeypatch.setenv(name, "x")
+    kept = environment()
+    assert {"NACRE_BRIDGE", "NACRE_ACCEL", "PATH"} <= set(kept)
+    assert not {"LD_PRELOAD", "SECRET"} & set(kept)

@@ -480,10 +480,13 @@ class Container:
                 self._core.container_event(self.record, f"{action}: {line}", execID=number)
         return self._spawn(plan.replace(attach=not detach), execution=number)
 
-    def probe(self, args: Sequence[str]) -> Stream:
-        """Run its health check: as `exec`, but the journal tells only when its health changes."""
+    def probe(self, args: Sequence[str], timeout: float) -> Stream:
+        """Run its health check: as `exec`, but the journal tells only when its health changes.
+
+        Raises TimeoutError when it has not begun after `timeout` seconds.
+        """
         self._require_running()
-        return self._spawn(self._exec_plan(args).replace(attach=True))
+        return self._spawn(self._exec_plan(args).replace(attach=True), timeout=timeout)
 
     def _exec_plan(
         self,
@@ -684,10 +687,10 @@ class Container:
 
     # -- below ---------------------------------------------------------------------------------------------------------
 
-    def _spawn(self, plan: Spawn, directory: str = "", *, execution: str = "") -> Stream:
+    def _spawn(self, plan: Spawn, directory: str = "", *, execution: str = "", timeout: float | None = None) -> Stream:
         channel = Channel(directory or self._core.layout.sandbox(self.id))
         try:
-            proc, _ = channel.spawn(plan)
+            proc, _ = channel.spawn(plan, timeout=timeout)
         except BaseException:
             channel.close()
             raise

@@ -152,8 +152,10 @@ def _attempt(handle: Handle, config: HealthConfig) -> dict[str, Any]:
     """One check: Start, End, ExitCode (-1: it did not come to an end of its own), Output."""
     start, limit = timestamp(), (config.timeout or TIMEOUT) / SECOND
     try:
-        with handle.probe(arguments(config, handle.record)) as stream:
+        with handle.probe(arguments(config, handle.record), limit) as stream:
             code, output = _watch(stream, limit)
+    except TimeoutError:
+        code, output = None, b""
     except NacreError as error:
         code, output = -1, error.message.encode()
     if code is None:

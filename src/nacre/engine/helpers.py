@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from nacre.errors import Conflict, HostError
+from nacre.isolation.process import environment
 from nacre.store import Layout, Lock, is_locked
 
 DIRECTORY = "helpers"
@@ -37,13 +38,11 @@ def launch(layout: Layout, kind: str, identifier: str) -> None:
         raise _unstarted(kind, identifier, error) from error
     with lock:
         command = [sys.executable, "-P", "-m", f"nacre.engine.{kind}", layout.root, layout.run, identifier, str(lock.fd)]
-        kept = ("PATH", "PYTHONPATH", "NACRE_CACHE", "NACRE_STEM", "LANG")
-        environment = {name: os.environ[name] for name in kept if name in os.environ}
         # Duplicating the lock onto itself clears close-on-exec in the child alone.
         null = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)
         actions = [null, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2), (os.POSIX_SPAWN_DUP2, lock.fd, lock.fd)]
         try:
-            os.waitpid(os.posix_spawn(_DETACH[0], [*_DETACH, *command], environment, file_actions=actions, setsid=True), 0)
+            os.waitpid(os.posix_spawn(_DETACH[0], [*_DETACH, *command], environment(), file_actions=actions, setsid=True), 0)
         except OSError as error:
             raise _unstarted(kind, identifier, error) from error
 

@@ -65,7 +65,7 @@ class Launch:
             *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (*keep, last) if fd >= 0),
         ]
         try:
-            self._pid = os.posix_spawn(argv[0], argv, _environment(), file_actions=actions)
+            self._pid = os.posix_spawn(argv[0], argv, environment(), file_actions=actions)
         except OSError as error:
             os.close(self._said)
             raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
@@ -85,9 +85,10 @@ class Launch:
             raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
 
 
-def _environment() -> dict[str, str]:
-    kept = ("PATH", "PYTHONPATH", "NACRE_CACHE", "NACRE_STEM", "LANG")
-    return {name: os.environ[name] for name in kept if name in os.environ}
+def environment() -> dict[str, str]:
+    """What a process that outlives its caller keeps of the caller's environment: an engine that it starts must be the same engine."""
+    kept = ("PATH", "PYTHONPATH", "LANG", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+    return {name: value for name, value in os.environ.items() if name in kept or name.startswith("NACRE_")}
 
 
 class Process(Driver, Adjustable, Pausable):
