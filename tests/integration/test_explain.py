@@ -29,6 +29,14 @@ CASES: dict[str, dict[str, Any]] = {
     "ports": {"ports": (PortMapping(container_port=80, host_ip="127.0.0.1"),), "extra_hosts": ("db:192.0.2.7",)},
     "privileged": {"privileged": True, "userns": ""},
     "user namespace": {"userns": "private"},
+    "rights": {
+        "init": True,
+        "domainname": "example.org",
+        "ipc": "none",
+        "userns": "keep-id",
+        "mounts": (MountSpec(kind="bind", target="/dir", source="DIR", read_only=True, options=("rprivate",)),),
+        "security_opt": ("mask=/etc/passwd", "unmask=/proc/bus", "seccomp=builtin"),
+    },
 }
 
 

@@ -79,7 +79,8 @@ class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
         _check_network(sandbox)
         _check_devices(sandbox)
         _check_users(sandbox)
-        binds = _binds(sandbox)
+        # Of a volume only a part of which is mounted, the machine gets the whole.
+        binds = tuple(mount.replace(is_dir=True) if subpath(mount) else mount for mount in _binds(sandbox))
         facts = accel.Facts(os.path.dirname(os.path.dirname(sandbox.directory)))
         kernel = kernels.find(sandbox.spec.kernel)
         if binds:
