@@ -86,6 +86,11 @@ def test_entrypoint_can_be_taken_away() -> None:
     assert spec("--entrypoint", "", "box").entrypoint == ()
 
 
+def test_size_of_the_root_file_system() -> None:
+    assert spec("box").storage_size == 0
+    assert spec("--storage-opt", "size=1.5g", "box").storage_size == 3 << 29
+
+
 def test_no_limit_on_processes() -> None:
     assert spec("--pids-limit", "-1", "box").resources.pids == 0
 
@@ -149,6 +154,9 @@ def test_attached_streams() -> None:
         ["--sysctl", "x"],
         ["--add-host", "db"],
         ["--oom-score-adj", "2000"],
+        ["--storage-opt", "inodes=5"],
+        ["--storage-opt", "size"],
+        ["--storage-opt", "size=0"],
         ["--network", "name=x,alias=y"],
         ["--userns"],
         ["--cgroupns", "container:x"],
