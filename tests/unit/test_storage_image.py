@@ -244,6 +244,20 @@ def test_image_of_a_directory(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_opaque_directories_of_a_user_are_those_of_root(tmp_path: Path) -> None:
+    """A layer unpacked in a user namespace, as an image for a guest."""
+    (tmp_path / "layer/opaque").mkdir(parents=True)
+    try:
+        os.setxattr(tmp_path / "layer/opaque", "user.overlay.opaque", b"y")
+    except OSError:
+        pytest.skip("the file system has no extended attributes of users")
+    with open(tmp_path / "image", "wb") as file:
+        write_directory(str(tmp_path / "layer"), file.fileno())
+    image = Image((tmp_path / "image").read_bytes())
+    nid, _ = image.entries(image.inode(image.root))[b"opaque"]
+    assert image.inode(nid).xattrs == {"trusted.overlay.opaque": b"y"}
+
+
 def _damaged(data: bytes, chance: random.Random) -> bytes:
     """The archive with bytes changed and blocks moved about, most of the checksums made right again."""
     changed = bytearray(data)

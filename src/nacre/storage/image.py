@@ -15,7 +15,7 @@ from nacre.linux.files import data_extents, openat2
 from nacre.storage.erofs import Attributes, Directory, Writer
 from nacre.storage.extract import Unpacked, bad, wanted_xattrs
 from nacre.storage.tar import HOLE, Entry, Limits, Reader, Stream
-from nacre.wire.whiteout import DEVICE, OPAQUE_VALUE, OPAQUE_XATTR, Kind, classify
+from nacre.wire.whiteout import DEVICE, OPAQUE_VALUE, OPAQUE_XATTR, OPAQUE_XATTR_USER, Kind, classify
 
 _MOST_LINKS = 40
 _MOST_PARTS = 4096
@@ -276,6 +276,9 @@ def _attributes_of(target: int | bytes, info: os.stat_result) -> Attributes:
     follow = isinstance(target, int)
     names = os.listxattr(target, follow_symlinks=follow)
     xattrs = {name: os.getxattr(target, name, follow_symlinks=follow) for name in names}
+    if OPAQUE_XATTR_USER in xattrs:
+        # As layers have it that were unpacked without privileges; an image is for guests, whose root has them.
+        xattrs[OPAQUE_XATTR] = xattrs.pop(OPAQUE_XATTR_USER)
     return Attributes(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, xattrs or None)
 
 
