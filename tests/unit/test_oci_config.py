@@ -170,7 +170,7 @@ def test_a_process_alone() -> None:
 
 @pytest.mark.parametrize("value", [None, True, -1, 1.5, '\u20ac\n"', [1, [], {}], {"a": {"b": [None]}}, 1 << 70])
 def test_json_is_that_of_the_standard_library(value: Any) -> None:
-    assert jsontext.dumps(value) == json.dumps(value)
+    assert jsontext.dumps(value) == json.dumps(value, separators=(",", ":"))
     for text in (json.dumps(value), json.dumps(value, indent=2, ensure_ascii=False), f" \r\n\t{json.dumps(value)}\n"):
         assert jsontext.loads(text.encode()) == value
 
@@ -178,5 +178,9 @@ def test_json_is_that_of_the_standard_library(value: Any) -> None:
 def test_json_refuses_what_has_no_form() -> None:
     with pytest.raises(TypeError):
         jsontext.dumps({"a": object()})
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a":', "[1,", '"a', "nul", '{"a" 1}', "01", "[1] 2"])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
-        jsontext.dumps(float("nan"))
+        jsontext.loads(text)

@@ -5,15 +5,12 @@ Lifecycle and state are those of the OCI runtime specification 1.2, runtime.md; 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
 from nacre.errors import Conflict, HostError, InvalidArgument, NacreError, NotFound
-from nacre.isolation import oci_cgroup, oci_container
-from nacre.isolation.oci_container import Task, Wishes
+from nacre.isolation.oci_task import Task
 from nacre.model import jsontext
-from nacre.model.bundle import VERSION, Bundle, Hooks, Process
 from nacre.store.bundles import CONFIG, BundleStore, Claim
 
 TYPE_CHECKING = False
@@ -22,11 +19,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nacre.engine.vmbundles import Machine
-    from nacre.isolation.oci_container import Group
+    from nacre.isolation.groups import Group
+    from nacre.isolation.oci_container import Wishes as Wishes
     from nacre.isolation.oci_run import Outcome
+    from nacre.model.bundle import Bundle, Process
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 _ISOLATION = "io.nacre.isolation"  # annotation
+_AFTERWARDS = ("poststart", "poststop")  # hooks of verbs that need nothing else of the configuration
 _SIGKILL = 9
 _KILL_WAIT = 10.0  # seconds that a killed process may take to end
 
@@ -61,6 +61,9 @@ class Runtime:
 
         terminal: gets the master of the terminal when the process has one. Raises NacreError; then nothing is left of it.
         """
+        from nacre.isolation import oci_container
+        from nacre.model.bundle import VERSION
+
         data, bundle = self._load(directory)
         process = bundle.process
         if process and process.terminal and terminal is None:
@@ -72,6 +75,7 @@ class Runtime:
             record: dict[str, Any] = {
                 "id": name, "pid": 0, "bundle": directory, "rootfs": root, "created": _now(), "owner": os.geteuid(),
                 "annotations": bundle.annotations, "status": CREATING, "version": VERSION, "cgroup": {},
+                "runs": process is not None, "hooks": [kind for kind in _AFTERWARDS if getattr(bundle.hooks, kind)],
             }  # fmt: skip
             if self._wants_machine(bundle):
                 record["isolation"] = "vm"
@@ -82,7 +86,7 @@ class Runtime:
                 if terminal and outcome.master >= 0:
                     terminal(outcome.master)
             except BaseException:
-                self._destroy(claim, record, bundle.hooks)
+                self._destroy(claim, record, bundle.hooks.poststop)
                 raise
             return outcome
 
@@ -105,6 +109,8 @@ class Runtime:
         return data, self._parse(data)
 
     def _create(self, claim: Claim, record: dict[str, Any], bundle: Bundle, wishes: Wishes, *, start: bool) -> Outcome:
+        from nacre.isolation import oci_cgroup, oci_container
+
         name = str(record["id"])
         for remark in oci_container.remarks(bundle.process) if bundle.process else ():
             self._warn(remark)
@@ -113,6 +119,7 @@ class Runtime:
         if group:
             record["cgroup"] = oci_cgroup.note(group, bundle.cgroups_path, systemd=self._systemd)
         if bundle.rdt and not virtual:
+            record["rdt"] = True
             wishes = wishes.replace(join=(oci_cgroup.join_class(bundle.rdt, name),))
         fifo = -1 if start else claim.make_fifo()
 
@@ -143,13 +150,13 @@ class Runtime:
         record["status"] = RUNNING if start else CREATED
         claim.write(record)
         if start:
-            self._started(record, bundle)
+            self._started(record, bundle.hooks.poststart)
         return outcome
 
-    def _started(self, record: dict[str, Any], bundle: Bundle) -> None:
+    def _started(self, record: dict[str, Any], hooks: tuple[Any, ...]) -> None:
         state = self._state_text(record, RUNNING, int(record["pid"]))
         try:
-            self._run_hooks("poststart", bundle.hooks.poststart, state)
+            self._run_hooks("poststart", hooks, state)
         except HostError as error:
             self._warn(error.message)  # the specification: logged, and the container goes on
 
@@ -161,8 +168,7 @@ class Runtime:
             if status != CREATED:
                 words = {STOPPED: "cannot start a container that has stopped", RUNNING: "cannot start an already running container"}
                 raise Conflict(words.get(status, f"cannot start a container in the {status} state"))
-            bundle = self._parse(claim.get(CONFIG))
-            if bundle.process is None:
+            if not record.get("runs", True):
                 raise InvalidArgument("process: is required to start a container")
             if not claim.signal_fifo():
                 raise Conflict("cannot start a container that has stopped")
@@ -171,7 +177,8 @@ class Runtime:
                 machine.await_first(self._task(record).alive)
             record["status"] = RUNNING
             claim.write(record)
-            self._started(record, bundle)
+            if "poststart" in record.get("hooks", _AFTERWARDS):
+                self._started(record, self._parse(claim.get(CONFIG)).hooks.poststart)
 
     # Questions
 
@@ -198,7 +205,7 @@ class Runtime:
     def _record(self, claim: Claim, name: str) -> dict[str, Any]:
         return claim.read() or {
             "id": name, "pid": 0, "bundle": "", "rootfs": "", "created": "", "owner": 0, "annotations": {}, "status": CREATING,
-            "version": VERSION, "cgroup": {},
+            "version": "1.2.1", "cgroup": {}, "runs": True, "hooks": [],
         }  # fmt: skip
 
     def _status(self, claim: Claim, record: dict[str, Any]) -> str:
@@ -237,7 +244,11 @@ class Runtime:
 
     @staticmethod
     def _cgroup(record: dict[str, Any]) -> Group | None:
-        return oci_cgroup.recorded(str(record["id"]), record["cgroup"]) if record["cgroup"] else None
+        if not record["cgroup"]:
+            return None
+        from nacre.isolation import oci_cgroup
+
+        return oci_cgroup.recorded(str(record["id"]), record["cgroup"])
 
     def _machine(self, record: dict[str, Any]) -> Machine | None:
         """The virtual machine of a container that has one; None also when it was never made."""
@@ -258,7 +269,9 @@ class Runtime:
 
     def kill(self, name: str, signal: str, *, all: bool = False) -> None:
         """Send a signal (a name or a number) to the first process, or to all. Raises NotFound("container not running")."""
-        number = oci_container.signal_number(signal)
+        from nacre.isolation import oci_task
+
+        number = oci_task.signal_number(signal)
         with self.store.open(name, None) as claim:
             record = self._record(claim, name)
             task, machine = self._task(record), self._machine(record)
@@ -269,13 +282,13 @@ class Runtime:
             group = self._cgroup(record)
             if all:
                 if group:
-                    oci_container.signal_all(group, number)
+                    oci_task.signal_all(group, number)
                 return
             if not record["pid"]:
                 raise NotFound("container not running")
             task.signal(number)
-            if number == _SIGKILL and group and oci_container.shares_pids(task.pid):
-                oci_container.signal_all(group, number)  # no namespace ends the rest with it
+            if number == _SIGKILL and group and oci_task.shares_pids(task.pid):
+                oci_task.signal_all(group, number)  # no namespace ends the rest with it
             if group and number == _SIGKILL and group.frozen():
                 group.thaw()
 
@@ -290,6 +303,8 @@ class Runtime:
                 raise Conflict("cannot exec in a paused container (use --ignore-paused to override)")
             if status not in (RUNNING, CREATED, PAUSED):
                 raise Conflict("cannot exec in a stopped container" if status == STOPPED else f"cannot exec in a {status} container")
+            from nacre.isolation import oci_container
+
             bundle = self._parse(claim.get(CONFIG))
             if "isolation" in record:
                 from nacre.engine import vmbundles
@@ -303,6 +318,8 @@ class Runtime:
     @staticmethod
     def send_terminal(path: str, master: int) -> None:
         """Hand the master of a terminal to the console socket at `path`. Raises InvalidArgument."""
+        from nacre.isolation import oci_container
+
         oci_container.send_terminal(path, master)
 
     def pause(self, name: str) -> None:
@@ -379,28 +396,30 @@ class Runtime:
             status = self._status(claim, record)
             if not force and status not in (STOPPED, CREATED):
                 raise Conflict(f"cannot delete container {name} that is not stopped: {status}", hint="nacre-oci kill, or delete --force")
-            hooks, data = Hooks(), claim.get(CONFIG)
+            hooks: tuple[Any, ...] = ()
             try:
-                if b'"poststop"' in data:  # the rest of it is not needed any more
-                    hooks = self._parse(data).hooks
+                if "poststop" in record.get("hooks", _AFTERWARDS):
+                    hooks = self._parse(claim.get(CONFIG)).hooks.poststop
             except NacreError as error:
                 self._warn(f"the hooks of container {name} are not run: {error.message}")
             self._destroy(claim, record, hooks)
 
-    def _destroy(self, claim: Claim, record: dict[str, Any], hooks: Hooks) -> None:
+    def _destroy(self, claim: Claim, record: dict[str, Any], hooks: tuple[Any, ...]) -> None:
         task, group = self._task(record), self._group(record)
         if task.alive():
-            with contextlib.suppress(NotFound):
-                task.signal(_SIGKILL)
+            task.end()
         if group:
             group.kill(_KILL_WAIT)
             group.remove()
-        oci_cgroup.leave_class(str(record["id"]))
+        if record.get("rdt"):
+            from nacre.isolation import oci_cgroup
+
+            oci_cgroup.leave_class(str(record["id"]))
         if not task.wait_end(_KILL_WAIT):
             raise HostError(f"container {record['id']}: process {task.pid} does not end", hint=f"see: cat /proc/{task.pid}/stack")
         claim.remove()
         try:
-            self._run_hooks("poststop", hooks.poststop, self._state_text(record, STOPPED, 0))
+            self._run_hooks("poststop", hooks, self._state_text(record, STOPPED, 0))
         except HostError as error:
             self._warn(error.message)
 
@@ -423,6 +442,15 @@ def _now() -> str:
     """RFC 3339 with nanoseconds, as runc writes it."""
     now = time.time_ns()
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
+
+
+def __getattr__(name: str) -> Any:
+    # Most verbs do without what makes processes.
+    if name == "Wishes":
+        from nacre.isolation.oci_container import Wishes
+
+        return Wishes
+    raise AttributeError(f"module 'nacre.engine.bundles' has no attribute {name!r}")
 
 
 __all__ = ["Runtime", "Task", "Wishes"]

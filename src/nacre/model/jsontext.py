@@ -34,8 +34,10 @@ def loads(text: str | bytes) -> Any:
     text = (text.decode() if isinstance(text, bytes) else text).strip(" \t\n\r")
     try:
         value, end = _scan(text, 0)
-    except StopIteration as error:
-        raise ValueError(f"no JSON value at character {error.value}") from None
+    except (StopIteration, SystemError):  # the C code looks for its exception in a module that was not loaded: json finds the words
+        import json
+
+        return json.loads(text)
     if end != len(text):
         raise ValueError(f"more than a JSON value at character {end}")
     return value

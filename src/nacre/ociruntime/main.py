@@ -14,6 +14,7 @@ from nacre.version import VERSION
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nacre.engine.bundles import Runtime
+    from nacre.model.bundle import Bundle
     from nacre.ociruntime.options import Flags
 
 GLOBAL = {
@@ -60,11 +61,15 @@ class Call:
     def runtime(self) -> Runtime:
         """The containers below --root."""
         from nacre.engine import bundles
-        from nacre.ociruntime import config
+
+        def parsed(data: bytes) -> Bundle:
+            from nacre.ociruntime import config
+
+            return config.bundle(data)
 
         virtual = os.path.basename(sys.argv[0]) == VIRTUAL
         return bundles.Runtime(
-            self.root, config.bundle, systemd=self.flags.on("systemd-cgroup"), virtual=virtual, warn=self.log.warning
+            self.root, parsed, systemd=self.flags.on("systemd-cgroup"), virtual=virtual, warn=self.log.warning
         )  # fmt: skip
 
 

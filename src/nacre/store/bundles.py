@@ -5,7 +5,6 @@ Making the directory is what claims an id; the record is replaced by rename, so 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -118,7 +117,7 @@ class Claim:
 
     def drop_fifo(self) -> None:
         """The container has been started."""
-        with contextlib.suppress(FileNotFoundError):
+        if self.has_fifo():
             os.unlink(f"{self.path}/{FIFO}")
 
     def signal_fifo(self) -> bool:
