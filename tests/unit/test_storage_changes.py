@@ -10,7 +10,7 @@ import pytest
 
 from nacre.errors import InvalidArgument, Unsupported
 from nacre.model.container import Rootfs
-from nacre.storage.changes import FUSE, UPPER, WHOLE, changes, compare
+from nacre.storage.changes import FUSE, UPPER, WHOLE, changes, compare, own_size
 from nacre.storage.snapshots import chain_ids
 from nacre.storage.volume_mounts import check_options, parse_flags
 
@@ -67,6 +67,13 @@ def test_names_sort_by_their_parts(tmp_path: Path) -> None:
 def test_disks_are_for_their_guests(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="guest"):
         changes(Rootfs(driver="erofs", disk="/disk"), str(tmp_path))
+
+
+def test_plain_directories_have_no_image(tmp_path: Path) -> None:
+    rootfs = Rootfs(driver="directory", tree=tree(tmp_path / "top", "file"))
+    assert own_size(rootfs) == 0
+    with pytest.raises(Unsupported, match="no image"):
+        changes(rootfs, "")
 
 
 def test_chain_ids() -> None:

@@ -22,10 +22,12 @@ def explain(core: Core, lifecycle: Lifecycle, spec: ContainerSpec) -> str:
     spec = spec.replace(mounts=merge.image_volumes(spec, image.config, tuple(mount.target for mount in borrowed)))
     layers = tuple(core.layers.get(layer.diff_id) for layer in image.layers)
     state = core.layout.container(EXAMPLE_ID)
-    whole, disk = core.layers.driver in ("btrfs", "vfs"), spec.isolation is Level.VM
+    disk = spec.isolation is Level.VM
+    trees = {"btrfs": f"{state}/tree/root", "vfs": f"{state}/tree/root", "fuse-overlayfs": f"{core.layout.run}/fuse/{EXAMPLE_ID}/root"}
     rootfs = Rootfs(
         driver=core.layers.driver, layers=layers or (LayerMount(diff_id="", path="", format="directory"),),
-        upper=f"{state}/upper", disk=f"{state}/upper.ext4" if disk else "", tree=f"{state}/tree/root" if whole and not disk else "",
+        upper=f"{state}/upper", disk=f"{state}/upper.ext4" if disk else "", tree="" if disk else trees.get(core.layers.driver, ""),
+        options="userxattr" if core.layers.choice.user_namespace else "",
     )  # fmt: skip
     bridged = Endpoint(
         network=spec.network, netns=f"{core.layout.run}/netns/{EXAMPLE_ID}", interface="eth0", address="10.88.0.2/16", gateway="10.88.0.1"

@@ -37,10 +37,12 @@ def changes(rootfs: Rootfs, scratch: str) -> list[Change]:
     """Every change that was made to a prepared root file system, by path; a deleted directory without what was in it.
 
     scratch: an empty directory, for mount points in another mount namespace. Raises Unsupported for the disk of a virtual machine
-    (only its guest may mount that), NoSpace, HostError.
+    (only its guest may mount that) and for a plain directory (there is nothing to compare it with), NoSpace, HostError.
     """
     if rootfs.disk:
         raise Unsupported("the disk of a virtual machine can only be read by its guest", hint="start the container and look inside")
+    if _is_whole(rootfs) and not rootfs.layers:
+        raise Unsupported("a plain directory has no image that it could be compared with", hint="compare it with a copy of your own")
     top = rootfs.tree if _is_whole(rootfs) else f"{rootfs.upper}/upper"
     layers = [(layer.path, layer.format) for layer in rootfs.layers]
     if all(kind == "directory" for _, kind in layers):
@@ -57,6 +59,8 @@ def own_size(rootfs: Rootfs) -> int:
 
     if not _is_whole(rootfs):
         return sum(disk_usage(path) for path in (rootfs.disk or f"{rootfs.upper}/upper",) if path)
+    if not rootfs.layers:
+        return 0  # somebody else's directory
     total, seen = 0, set[int]()
     for change in changes(rootfs, ""):
         if change.kind != DELETED:
