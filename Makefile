@@ -53,7 +53,8 @@ conformance: ## nacre-oci against the validation suite of runtime-tools (needs G
 	@$(NEED) run build python test
 	@$(MAKE) -s --no-print-directory -C stem
 	@$(BIN)/python scripts/test-images >/dev/null
-	@$(BIN)/pytest tests/conformance tests/integration/test_oci_engines.py $(PYTEST_ARGS)
+	@$(BIN)/pytest tests/conformance $(PYTEST_ARGS)
+	@$(BIN)/pytest tests/integration/test_oci_engines.py $(PYTEST_ARGS)
 
 fuzz: ## fuzz the C program for FUZZ_SECONDS (60) with libFuzzer
 	@$(NEED) run build python fuzz
