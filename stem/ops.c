@@ -210,7 +210,9 @@ static int op_join(struct child *c, struct op *op)
 		open_streams();
 	if (setns(p->pidfd, (int)op->args[1].i) < 0)
 		return -errno;
-	return op->args[1].i & CLONE_NEWUSER ? become_root() : 0;
+	int rc = op->args[1].i & CLONE_NEWUSER ? become_root() : 0;
+	/* Who lives in there sees this process from now on, and must not get hold of stem's program through /proc/PID/exe. */
+	return rc < 0 ? rc : result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
 /* Stem may have died before the signal was armed: then its end of the status socket is closed. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,10 @@ import ocipack
 from nacre import ContainerSpec, Engine, Level, MountSpec, Ulimit
 from nacre.errors import Conflict, InvalidArgument, Unsupported
 from nacre.isolation import cdi
+from nacre.isolation.channel import Channel
 from nacre.isolation.process import stem_path
+from nacre.linux import capabilities
+from nacre.model.plan import NEWNS, NEWPID, Code, Spawn, op
 
 BOX = "rights"
 PROFILE = {
@@ -143,11 +147,33 @@ def test_an_init_reaps_forwards_and_ends_as_its_child(engine: Engine, box: str, 
         ask("exit 8", init=True, pid="host", code=8)
 
 
+def test_what_joins_a_container_does_not_give_its_program_away(engine: Engine, box: str, directories: Directories) -> None:
+    """Between JOIN and EXEC, and in stem's own programs, with no more rights than the container has (CVE-2019-5736)."""
+    made = engine.containers.run(ContainerSpec(image=box, command=("sleep", "1000"), network="none"))
+    mask = capabilities.DEFAULT
+    plan = Spawn(
+        ops=(
+            op(Code.JOIN, 1, NEWNS | NEWPID), op(Code.CLONE, 0), op(Code.BOUND, mask), op(Code.CAPS, mask, mask, 0, 0), op(Code.DEATH, 9),
+            op(Code.BUILTIN, 1, "pause"),
+        )
+    )  # fmt: skip
+    with contextlib.closing(Channel(f"{directories.run}/sandboxes/{made.id}")) as channel:
+        channel.spawn(plan)
+        script = "cd /proc; for p in [0-9]*; do test $p = $$ || { cat $p/exe >/dev/null 2>&1 && echo open $p || echo closed; }; done"
+        _, output, _ = made.exec(["sh", "-c", script]).communicate()
+    assert sorted(output.splitlines()) == [b"closed", b"open 1"]
+
+
 def test_namespaces_of_another_container(engine: Engine, box: str, ask: Callable[..., str]) -> None:
     other = engine.containers.run(
         ContainerSpec(image=box, name="other", command=("sh", "-c", "echo there > /dev/shm/said; exec sleep 1000"), ipc="shareable")
     )
-    shared: dict[str, Any] = {"pid": "container:other", "ipc": "container:other", "uts": f"container:{other.id[:12]}", "network": "container:other"}
+    shared: dict[str, Any] = {
+        "pid": "container:other",
+        "ipc": "container:other",
+        "uts": f"container:{other.id[:12]}",
+        "network": "container:other",
+    }
     questions = "for kind in pid ipc uts net; do readlink /proc/self/ns/$kind; done; readlink /proc/1/ns/pid; cat /dev/shm/said"
     lines = ask(f"{questions}; hostname; ps | grep -c 'sleep 1000'; cat /etc/hostname; echo back > /dev/shm/answer", **shared).splitlines()
     theirs = [os.readlink(f"/proc/{other.record.pid}/ns/{kind}") for kind in ("pid", "ipc", "uts", "net", "pid")]
