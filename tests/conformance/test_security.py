@@ -235,6 +235,24 @@ def test_a_number_that_was_taken_by_another_process_is_not_it(ours: Runtime, bun
         bystander.wait()
 
 
+def test_a_control_group_that_vanishes_is_missed(ours: Runtime, bundle: Bundle) -> None:
+    """Somebody moves the process away and removes the group: nothing may run without the container's limits, and it can be removed."""
+    bundle.config["linux"]["cgroupsPath"] = f"/{ours.new()}"
+    bundle.shell("exec sleep 1000")
+    name = ours.create(bundle)
+    ours("start", name)
+    pid = ours.state(name)["pid"]
+    for place in Path("/sys/fs/cgroup").glob(f"**{bundle.config['linux']['cgroupsPath']}"):
+        (place.parent / "cgroup.procs").write_text(str(pid))
+        place.rmdir()
+    assert ours.state(name)["status"] == "running"
+    for words in (["exec", name, "true"], ["pause", name], ["events", "--stats", name], ["update", "--pids-limit", "9", name]):
+        done = ours(*words, code=None)
+        assert done.code in (1, 255) and "is gone" in done.err, words
+    ours("delete", "--force", name)
+    assert not started(pid)
+
+
 def test_thousands_of_mounts_are_no_trouble(ours: Runtime, bundle: Bundle) -> None:
     bundle.config["mounts"] += [{"destination": "/m", "type": "bind", "source": "/tmp", "options": ["bind", "ro"]}] * 3000
     bundle.shell("wc -l < /proc/self/mountinfo")

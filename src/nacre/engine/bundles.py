@@ -322,6 +322,13 @@ class Runtime:
 
         oci_container.send_terminal(path, master)
 
+    @staticmethod
+    def send_pidfd(path: str, pid: int) -> None:
+        """Hand a pidfd of a process to the socket at `path`. Raises InvalidArgument."""
+        from nacre.isolation import oci_container
+
+        oci_container.send_pidfd(path, pid)
+
     def pause(self, name: str) -> None:
         """Freeze a running container. Raises Conflict in another state, Unsupported."""
         with self.store.open(name) as claim:

@@ -6,6 +6,7 @@ import os
 
 from nacre.errors import HostError, InvalidArgument, Unsupported
 from nacre.isolation.groups import Group, group
+from nacre.linux import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,25 @@ class Recorded(Group):
 
     def _directories(self, path: str) -> dict[str, str]:
         return self._noted
+
+    def _present(self) -> None:
+        if not self.exists:
+            raise cgroups.gone(self.identifier, next(iter(self._noted.values()), ""))
+
+    def freeze(self) -> None:
+        """As `Group.freeze`; raises HostError when the group is gone."""
+        self._present()
+        super().freeze()
+
+    def stats(self) -> dict[str, Any]:
+        """As `Group.stats`; raises HostError when the group is gone."""
+        self._present()
+        return super().stats()
+
+    def join_of(self, pid: int) -> tuple[str, ...]:
+        """As `Group.join_of`; raises HostError when the group is gone: a process must not run without the container's limits."""
+        self._present()
+        return super().join_of(pid)
 
 
 def planned(path: str, name: str, *, systemd: bool) -> Group:

@@ -216,6 +216,18 @@ def send_terminal(path: str, master: int) -> None:
         os.close(master)
 
 
+def send_pidfd(path: str, pid: int) -> None:
+    """Hand a pidfd of a process to whoever listens on the socket (SCM_RIGHTS). Raises InvalidArgument."""
+    try:
+        fd = os.pidfd_open(pid)
+        try:
+            send_descriptor(path, b"pidfd", fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise InvalidArgument(f"--pidfd-socket: {path}: {os.strerror(error.errno or 0)}") from error
+
+
 def send_descriptor(path: str, message: bytes, fd: int) -> None:
     """A message with a descriptor over a connection to a unix stream socket. Raises OSError."""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

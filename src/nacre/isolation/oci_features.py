@@ -32,8 +32,8 @@ def linux() -> dict[str, Any]:
         "cgroup": {
             "v1": bool(where.v1),
             "v2": bool(where.unified),
-            "systemd": False,
-            "systemdUser": False,
+            "systemd": True,
+            "systemdUser": True,
             "rdma": where.has("rdma"),
         },
         "seccompArchitectures": [f"SCMP_ARCH_{name}" for name in seccomp_profile.architectures()],

@@ -75,7 +75,7 @@ def _make(call: Call, flags: Flags, name: str, *, start: bool, runtime: Runtime 
     wanted = terminal if console or master is not None else None
     outcome = runtime.create(name, directory, wishes, start=start, terminal=wanted)
     try:
-        _report_pid(flags, outcome.pid)
+        _report_pid(runtime, flags, outcome.pid)
     except NacreError:
         runtime.delete(name, force=True)
         raise
@@ -92,12 +92,12 @@ def _passed(flags: Flags) -> int:
             os.fstat(fd)
         except OSError:
             raise InvalidArgument(f"--preserve-fds: descriptor {fd} is not open") from None
-    if flags.text("pidfd-socket"):
-        raise Unsupported("--pidfd-socket: is not supported", hint="--pid-file tells the pid")
     return count
 
 
-def _report_pid(flags: Flags, pid: int) -> None:
+def _report_pid(runtime: Runtime, flags: Flags, pid: int) -> None:
+    if flags.text("pidfd-socket"):
+        runtime.send_pidfd(flags.text("pidfd-socket"), pid)
     path = flags.text("pid-file")
     if not path:
         return
@@ -139,7 +139,7 @@ def do_exec(call: Call, flags: Flags, operands: list[str]) -> int:
     if outcome.master >= 0 and console:
         runtime.send_terminal(console, outcome.master)
         outcome.master = -1
-    _report_pid(flags, outcome.pid)
+    _report_pid(runtime, flags, outcome.pid)
     if detach:
         return 0
     from nacre.ociruntime import foreground
