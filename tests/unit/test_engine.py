@@ -45,7 +45,9 @@ def test_life_of_a_container(fake: Any) -> None:
     assert [item.name for item in engine.containers.list(all=True)] == ["one"]
     assert network.attached == set()
     made.start()
-    made.remove(force=True)
+    made.kill("KILL")
+    assert engine.containers.get("one").record.exit_code == 137
+    made.remove()
     assert rootfs.prepared == set()
     with pytest.raises(NotFound):
         engine.containers.get("one")

@@ -95,11 +95,13 @@ class FakeStem:
             try:
                 connection, _ = self._server.accept()
             except OSError:
+                # Closed here, not where the end comes from: its number may be that of the next sandbox's socket at once.
+                self._server.close()
                 return
             with self._lock:
                 if self._closed:
                     connection.close()
-                    return
+                    continue
                 self._connections.append(connection)
             threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
 
@@ -109,7 +111,8 @@ class FakeStem:
             while data := connection.recv(65536):
                 for frame in decoder.feed(data):
                     with self._lock:
-                        self._answer(connection, frame)
+                        if not self._closed:  # the next run of the container has begun, perhaps
+                            self._answer(connection, frame)
         with self._lock:
             self._custodians.discard(connection)
 
@@ -182,9 +185,9 @@ class FakeStem:
             self._send(listener, wire.Frame(wire.Type.OUTPUT, 0, process.number, 0, data))
 
     def _finish(self, process: _Process, code: int, signal: int) -> None:
-        process.end = process.end or (code, signal, time.time_ns())
-        code, signal, moment = process.end
-        if process.spawn.exit and not os.path.exists(process.spawn.exit):
+        is_new = process.end is None
+        code, signal, moment = process.end = process.end or (code, signal, time.time_ns())
+        if process.spawn.exit and is_new:
             with open(process.spawn.exit + ".new", "w", encoding="ascii") as record:
                 record.write(f"{code} {signal} 0 {moment}\n")
             os.rename(process.spawn.exit + ".new", process.spawn.exit)
@@ -198,8 +201,7 @@ class FakeStem:
     def _close(self) -> None:
         self._closed = True
         with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)  # the thread that accepts would keep a closed one open
-        self._server.close()
+            self._server.shutdown(socket.SHUT_RDWR)  # ends the thread that accepts
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
