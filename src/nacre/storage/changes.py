@@ -58,7 +58,8 @@ def own_size(rootfs: Rootfs) -> int:
     from nacre.linux.files import disk_usage
 
     if not _is_whole(rootfs):
-        return sum(disk_usage(path) for path in (rootfs.disk or f"{rootfs.upper}/upper",) if path)
+        path = rootfs.disk or (f"{rootfs.upper}/upper" if rootfs.upper else "")
+        return disk_usage(path) if path else 0
     if not rootfs.layers:
         return 0  # somebody else's directory
     total, seen = 0, set[int]()
