@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Callable
 
 from nacre.engine.core import Core
+from nacre.model.container import Container as Record
 from nacre.model.image import History, Image, Progress
 
 TYPE_CHECKING = False
@@ -87,12 +88,17 @@ class Images:
         return [found[0] for identifier in database.all() if (found := database.get(identifier))]
 
     def _users(self, image: Image) -> builtins.list[str]:
-        return [record.id[:12] for record in self._records() if record.image_id == image.id]
+        return [record.id[:12] for record in self._records() if _uses(record, image)]
 
     def _running_users(self, image: Image) -> builtins.list[str]:
         database = self._core.database
         active = (found[0] for identifier in database.all(active=True) if (found := database.get(identifier)))
-        return [record.id[:12] for record in active if record.image_id == image.id]
+        return [record.id[:12] for record in active if _uses(record, image)]
 
     def _layers_in_use(self) -> set[str]:
         return {layer.diff_id for record in self._records() if record.rootfs for layer in record.rootfs.layers}
+
+
+def _uses(record: Record, image: Image) -> bool:
+    """As its root file system, or mounted into it."""
+    return record.image_id == image.id or any(mount.kind == "image" and mount.source == image.id for mount in record.mounts)
