@@ -36,14 +36,13 @@ from nacre.isolation.microvm.machine import MicroVm
 from nacre.isolation.oci_container import Wishes
 from nacre.isolation.oci_run import Outcome
 from nacre.isolation.stream import EXIT_LOST, Stream
-from nacre.linux import netns
-from nacre.linux.files import remove_tree
 from nacre.model import jsontext
 from nacre.model.bundle import Bundle, Process
 from nacre.model.container import Resources, Sandbox
 from nacre.model.network import Endpoint
 from nacre.model.plan import NEWNET
 from nacre.network import splice
+from nacre.store.bundles import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,9 +148,8 @@ class Machine:
     def remove(self) -> None:
         """Take away what is left of it. Idempotent."""
         self._driver.clean(self._name, self._sandbox.directory)
-        with contextlib.suppress(FileNotFoundError):
-            remove_tree(self._sandbox.directory)
-        netns.remove(_places(self._sandbox.directory)[1])
+        discard(self._sandbox.directory)
+        splice.remove_namespace(_places(self._sandbox.directory)[1])
 
 
 def machine(claim_path: str, record: dict[str, Any]) -> Machine | None:
@@ -197,7 +195,7 @@ def create(
         sandbox = oci_vm.sandbox(bundle, where, Endpoint(network=splice.ADOPTED, netns=network or _places(directory)[1]))
         claim.put(SANDBOX, jsontext.dumps(sandbox.to_data()).encode())
         if not network:
-            netns.create(sandbox.endpoint.netns)
+            splice.make_namespace(sandbox.endpoint.netns)
         born = _Birth(claim, sandbox, bundle, wishes, block[1])
         on_pid(born.pid)
         states(born.pid)
@@ -302,7 +300,7 @@ def _report(theirs: _socket.socket, kind: str = "", message: str = "", hint: str
 
 def _boot(theirs: _socket.socket, claim: Claim, sandbox: Sandbox, bundle: Bundle, wishes: Wishes, block: int) -> int:
     """Boot, report, wait for `start`, and be the container."""
-    netns.enter(sandbox.endpoint.netns)
+    splice.enter_namespace(sandbox.endpoint.netns)
     theirs.send(_INSIDE)
     theirs.recv(len(_GO))
     # The hooks have set the network up by now.

@@ -52,6 +52,21 @@ def adopt(path: str) -> Endpoint:
     return Endpoint(network=ADOPTED, netns=path, interface=link.name, mac=link.mac, mtu=link.mtu, address=found.address, gateway=gateway)
 
 
+def make_namespace(path: str) -> None:
+    """Make a network namespace with nothing but loopback and keep it at `path`. Raises HostError."""
+    netns.create(path)
+
+
+def enter_namespace(path: str) -> None:
+    """Move this process (its calling thread) into the namespace at `path`. Raises HostError."""
+    netns.enter(path)
+
+
+def remove_namespace(path: str) -> None:
+    """Take away what `make_namespace` made. Idempotent. Raises HostError."""
+    netns.remove(path)
+
+
 def _join(inner: Netlink, endpoint: Endpoint, ends: tuple[int, int]) -> None:
     """The splice for kernels without redirection: a bridge inside the namespace.
 

@@ -187,3 +187,11 @@ class BundleStore:
         except FileNotFoundError:
             return
         yield from (name for name in found if not name.startswith(".") and os.path.isdir(f"{self.root}/{name}"))
+
+
+def discard(path: str) -> None:
+    """Delete a machine's run-time directory and everything in it; what is gone already is fine."""
+    from nacre.linux.files import remove_tree
+
+    with contextlib.suppress(OSError):
+        remove_tree(path)
