@@ -193,5 +193,7 @@ def discard(path: str) -> None:
     """Delete a machine's run-time directory and everything in it; what is gone already is fine."""
     from nacre.linux.files import remove_tree
 
-    with contextlib.suppress(OSError):
+    try:
         remove_tree(path)
+    except OSError:
+        return  # whoever needs it gone looks again
