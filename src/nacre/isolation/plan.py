@@ -38,6 +38,7 @@ from nacre.model.plan import (
     NEWUTS,
     WRITE_CREATE,
     WRITE_OPTIONAL,
+    WRITE_PROC,
     Code,
     Op,
     Spawn,
@@ -217,7 +218,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
         ops.append(op(Code.MOUNT, "none", "%/", "", MS_REMOUNT | MS_BIND | MS_RDONLY, ""))
     ops += [op(Code.PIVOT), op(Code.UMASK, 0o022)]
     if spec.oom_score_adj:
-        ops.append(op(Code.WRITE, "/proc/self/oom_score_adj", str(spec.oom_score_adj).encode(), 0))
+        ops.append(op(Code.WRITE, "/proc/self/oom_score_adj", str(spec.oom_score_adj).encode(), WRITE_PROC))
     ops += process_ops(process, security, init=spec.init)
     return Spawn(
         ops=tuple(ops),
@@ -312,7 +313,8 @@ def network_ops(sandbox: Sandbox) -> list[Op]:
 
 
 def _sysctl_ops(values: Iterable[tuple[str, str]], root: str = "") -> Iterator[Op]:
-    return (op(Code.WRITE, f"{root}/proc/sys/{key.replace('.', '/')}", value.encode(), 0) for key, value in values)
+    """What is mounted over /proc does not get to see them."""
+    return (op(Code.WRITE, f"{root}/proc/sys/{key.replace('.', '/')}", value.encode(), WRITE_PROC) for key, value in values)
 
 
 def _packed(address: str) -> bytes:
@@ -323,7 +325,7 @@ def process_ops(process: ProcessSpec, security: Security, *, init: bool = False)
     """From an entered root directory to exec: working directory, limits, identity, privileges, filter, program."""
     ops = [op(Code.CHDIR, process.working_dir)]
     if security.apparmor:
-        ops.append(op(Code.WRITE, "/proc/thread-self/attr/apparmor/exec", f"exec {security.apparmor}".encode(), 0))
+        ops.append(op(Code.WRITE, "/proc/self/attr/apparmor/exec", f"exec {security.apparmor}".encode(), WRITE_PROC))
     ops += (op(Code.RLIMIT, *limit) for limit in security.rlimits)
     ops.append(op(Code.BOUND, security.capabilities))
     if security.no_new_privileges:
