@@ -138,3 +138,18 @@ def test_a_watch_waits_for_changes(tmp_path: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(FileNotFoundError):
         Watch(str(tmp_path / "nowhere"))
+
+
+def test_a_follower_does_not_depend_on_when_a_change_becomes_visible(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is woken while the event is being written, finds nothing, and is not woken again: its writer was killed."""
+    events, looks = engine._core.database.events, []
+
+    def late(after: int = 0, *, since: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+        looks.append(after)
+        if len(looks) == 1:
+            engine._core.event("image", "pull", "late")
+        return events(after, since=since) if len(looks) > 2 else []
+
+    monkeypatch.setattr(engine._core.database, "events", late)
+    assert next(engine.events(since=0, follow=True))["id"] == "late"
+    assert len(looks) == 3

@@ -165,14 +165,18 @@ class Engine:
         with contextlib.ExitStack() as stack:
             # Before the first look, so that nothing that happens after it is missed.
             news = stack.enter_context(self._core.database.watch()) if follow else None
+            woken = False
             while True:
+                last = after
                 for sequence, event in self._core.database.events(after, since=start):
                     after = sequence
                     if until is None or event["time"] <= until:
                         yield event
                 if news is None or (until is not None and time.time() > until):
                     return
-                news.wait(None if until is None else max(0.001, until - time.time()))
+                limits = [] if until is None else [max(0.001, until - time.time())]
+                limits += [1.0] if woken and after == last else []  # what has woken us may not be visible yet
+                woken = news.wait(min(limits, default=None))
 
     def close(self) -> None:
         """Release what this object holds; running containers go on. Idempotent."""

@@ -16,7 +16,7 @@ import time
 
 from nacre.engine import Engine, helpers
 from nacre.engine.core import Core, seconds, timestamp
-from nacre.errors import InvalidArgument, NacreError
+from nacre.errors import InvalidArgument, NacreError, SandboxGone
 from nacre.isolation.channel import Channel
 from nacre.isolation.stream import Stream
 from nacre.model.container import Container, State
@@ -133,11 +133,16 @@ def begin(core: Core, record: Container) -> None:
 
 
 def run_once(core: Core, handle: Handle) -> dict[str, Any]:
-    """Carry out the check of a running container now and record the result. Raises InvalidArgument when it has none, Conflict, NotFound."""
+    """Carry out the check of a running container now and record the result.
+
+    Raises InvalidArgument when it has none, Conflict, NotFound, and SandboxGone when it has ended before the check.
+    """
     config = effective(handle.record)
     if not config:
         raise InvalidArgument(f"container {handle.name} has no health check", hint="give it one: nacre run --health-cmd ...")
     result = _attempt(handle, config)
+    if handle.refresh().state is not State.RUNNING:
+        return result  # its end took the check along
     ran = seconds(result["Start"]) - seconds(handle.record.started)
     with Lock(f"{core.layout.container(handle.id)}/health.lock"):
         before = load(core, handle.id)
@@ -156,6 +161,8 @@ def _attempt(handle: Handle, config: HealthConfig) -> dict[str, Any]:
             code, output = _watch(stream, limit)
     except TimeoutError:
         code, output = None, b""
+    except SandboxGone:
+        raise
     except NacreError as error:
         code, output = -1, error.message.encode()
     if code is None:

@@ -666,7 +666,11 @@ class Lifecycle:
                         self.remove(record)
         except (Conflict, NotFound):
             pass
-        return self.load(identifier)
+        found = self.load(identifier)
+        exit = self.exit_of(identifier) if found and found[2] and found[0].main else None
+        if found and exit:  # somebody else is recording its end
+            return found[0].replace(exit_code=exit.code, oom_killed=exit.oom, finished=timestamp(exit.time_ns / 1e9)), found[1], found[2]
+        return found
 
 
 def requested_devices(spec: ContainerSpec) -> list[Device]:

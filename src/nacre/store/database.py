@@ -10,7 +10,7 @@ import _sqlite3 as sqlite3  # the package around it imports datetime, which ever
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from nacre.errors import Conflict, Denied, HostError, NoSpace
 from nacre.model import jsontext
@@ -53,6 +53,7 @@ class Database:
             )
         fresh = not os.path.exists(path)
         self.path = path
+        self._told = False  # an event is recorded in the present transaction
         # Id -> a record as this object has written or read it last: its text, and the value that need not be made from it again.
         self._known: dict[str, tuple[str, Container]] = {}
         self._reserve = Reserve(f"{os.path.dirname(path)}/reserve")
@@ -117,6 +118,10 @@ class Database:
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
             raise _explain(error, self.path) from error
+        if self._told:
+            self._told = False
+            with suppress(OSError):
+                os.utime(self.path)  # wakes followers
 
     # -- containers ----------------------------------------------------------------------------------------------------
 
@@ -199,17 +204,22 @@ class Database:
 
     def record_event(self, event: dict[str, Any]) -> None:
         """Append to the journal; the oldest entries beyond EVENTS_KEPT are dropped now and then."""
+        self._told = True
         with self._write() as sql:
             cursor = sql.execute("INSERT INTO events (time, data) VALUES (?, ?)", (event["time"], jsontext.dumps(event)))
             if cursor.lastrowid and cursor.lastrowid % 500 == 0:
                 sql.execute("DELETE FROM events WHERE seq <= ?", (cursor.lastrowid - EVENTS_KEPT,))
 
     def watch(self) -> Watch:
-        """Something to wait on for changes of the database, whoever makes them. Close it. Raises HostError."""
-        from nacre.linux.inotify import Watch
+        """Something to wait on for events, whoever records them. Close it. Raises HostError.
+
+        A writer that is killed right after it has recorded one does not say so: its change of the file is seen before the event can
+        be. Whoever is woken and finds nothing looks once more a moment later.
+        """
+        from nacre.linux.inotify import ATTRIB, MODIFY, Watch
 
         try:
-            return Watch(os.path.dirname(self.path))
+            return Watch(os.path.dirname(self.path), ATTRIB | MODIFY)
         except OSError as error:
             raise HostError(
                 f"cannot watch {self.path}: {error.strerror}", hint="raise the limit: sysctl fs.inotify.max_user_instances"
