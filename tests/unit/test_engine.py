@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -235,3 +238,30 @@ def test_a_lock_is_released_by_its_owner_alone(tmp_path: Any) -> None:
         pass
     with Lock(path, wait=0):
         pass
+
+
+COMING_UP = """
+import fcntl, os, sys
+lock = open(sys.argv[1] + "/lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.readline()
+with open(sys.argv[1] + "/stem.pid", "w") as file:
+    print(os.getpid(), file=file)
+sys.stdin.readline()
+"""
+
+
+def test_a_stem_that_is_only_coming_up_is_ended(engine: Engine) -> None:
+    """Its starter was killed: it has the lock, but has not told its pid yet, and will live for ever when nobody waits for that."""
+    directory = engine.lifecycle.core.layout.sandbox("e" * 64)
+    os.makedirs(directory)
+    command = [sys.executable, "-c", COMING_UP, directory]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stem:
+        assert stem.stdin and stem.stdout
+        assert stem.stdout.readline() == "locked\n"
+        later = threading.Timer(0.02, lambda: print(file=stem.stdin, flush=True))
+        later.start()
+        engine.lifecycle.kill_stem("e" * 64)
+        assert stem.wait() == -9
+        later.join()

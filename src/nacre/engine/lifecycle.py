@@ -493,13 +493,14 @@ class Lifecycle:
     def kill_stem(self, identifier: str) -> None:
         """Last resort: SIGKILL the stem; its children die with it (parent-death signal, cgroup)."""
         path = f"{self.core.layout.sandbox(identifier)}/stem.pid"
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
-            pid = int(file.read())
-            # The lock is held, so the pid cannot have been reused by a stranger.
-            if self.alive(identifier):
-                os.kill(pid, 9)
         deadline = time.monotonic() + 5
         while self.alive(identifier) and time.monotonic() < deadline:
+            # Again and again: the one whose starter was killed may not have written its pid yet, nor listen.
+            with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+                pid = int(file.read())
+                # The lock is held, so the pid cannot have been reused by a stranger.
+                if self.alive(identifier):
+                    os.kill(pid, 9)
             time.sleep(0.005)
 
     def clean(self, record: Container) -> None:
@@ -520,7 +521,7 @@ class Lifecycle:
             with contextlib.suppress(NacreError, OSError):
                 step()
                 done += 1
-        if done == len(steps):
+        if done == len(steps) and not self.alive(identifier):
             self.core.layout.discard(self.core.layout.sandbox(identifier))
 
     def _release_rootfs(self, identifier: str) -> None:
