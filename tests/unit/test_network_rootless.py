@@ -22,7 +22,11 @@ def test_the_best_uplink_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(rootless.VARIABLE, raising=False)
     there = {"pasta", "slirp4netns"}
     monkeypatch.setattr(run, "find_program", lambda name: name if name in there else "")
+    said = {"text": "pasta 2024_09_06.6b38f07\nCopyright Red Hat"}
+    monkeypatch.setattr(run, "run", lambda argv: run.Result(0, said["text"].encode(), b""))
     assert rootless.uplinks() == ("pasta", "slirp4netns")
+    said["text"] = "pasta unknown version\nCopyright Red Hat"
+    assert rootless.uplinks() == ("slirp4netns", "pasta")
     monkeypatch.setenv(rootless.VARIABLE, "slirp4netns")
     assert rootless.uplinks() == ("slirp4netns",)
     there.clear()
@@ -30,6 +34,21 @@ def test_the_best_uplink_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rootless.VARIABLE, "vpnkit")
     with pytest.raises(InvalidArgument, match="NACRE_UPLINK=vpnkit"):
         rootless.uplinks()
+
+
+@pytest.mark.parametrize(
+    ("text", "early"),
+    [
+        ("pasta 2024_09_06.6b38f07-1", False),
+        ("pasta 0.0~git20250503.587980c-2", False),
+        ("pasta 2023_12_30.f091893", True),
+        ("pasta 0.0~git20230309.7c7625d-1", True),
+        ("pasta unknown version", True),
+        ("", True),
+    ],
+)
+def test_early_versions_of_pasta(text: str, early: bool) -> None:
+    assert rootless._is_early(text) is early
 
 
 @pytest.mark.parametrize(("name", "flag"), [("pasta", "--no-map-gw"), ("slirp4netns", "--disable-host-loopback")])
@@ -67,7 +86,7 @@ def test_without_an_uplink_the_package_is_named(tmp_path: str, monkeypatch: pyte
     monkeypatch.setattr(rootless, "uplinks", tuple)
     with pytest.raises(HostError) as missing:
         network(tmp_path, lambda plan, ready: "")._start_uplink()
-    assert "apt-get install passt" in missing.value.hint
+    assert "apt-get install passt slirp4netns" in missing.value.hint
 
 
 def test_a_container_without_published_ports_has_no_forwarder_to_end(tmp_path: str) -> None:

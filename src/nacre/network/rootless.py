@@ -61,13 +61,24 @@ def commands(path: str) -> dict[str, tuple[str, ...]]:
 
 def uplinks() -> tuple[str, ...]:
     """The programs on this host that can be an uplink, the best first, or the one that NACRE_UPLINK names. Raises InvalidArgument."""
-    from nacre.linux.run import find_program
+    from nacre.linux.run import find_program, run
 
     known = tuple(commands(""))
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in known:
         raise InvalidArgument(f"{VARIABLE}={wanted}: no such program is known", hint=f"one of {', '.join(known)}")
-    return tuple(name for name in ((wanted,) if wanted else known) if find_program(name))
+    found = tuple(name for name in ((wanted,) if wanted else known) if find_program(name))
+    if len(found) > 1 and _is_early(run(["pasta", "--version"]).stdout.decode(errors="replace")):
+        return found[::-1]
+    return found
+
+
+def _is_early(text: str) -> bool:
+    """Whether pasta is from before 2024, or does not say: those lose the end of connections that both sides close at once."""
+    import re
+
+    found = re.search(r"(20[2-9]\d)_?(\d\d)_?\d\d", text)
+    return not found or found[1] < "2024"
 
 
 def obstacles() -> list[tuple[str, str]]:
@@ -283,7 +294,7 @@ class RootlessNetwork(NetworkManager):
             os.unlink(path)
 
 
-_INSTALL = "apt-get install passt"
+_INSTALL = "apt-get install passt slirp4netns"
 
 
 def _listen(sockets: Iterable[int]) -> None:
