@@ -115,7 +115,8 @@ def _named(text: str) -> list[tuple[Device, str]]:
         found = [(node(path, target + path[len(source) :]), access) for path in _below(source)]
     except OSError as error:
         raise Conflict(
-            f'error gathering device information while adding custom device "{source}": {error.strerror}', hint=f"ls -l {source}"
+            f'error gathering device information while adding custom device "{source}": {error.strerror}',
+            hint="name a device of this host, as ls /dev shows them",
         ) from error
     if not found:
         raise Conflict(f'error gathering device information while adding custom device "{source}": no devices below it')
