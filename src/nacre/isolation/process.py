@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -208,8 +209,9 @@ def release(directory: str) -> None:
         unmount(path)
 
 
+@functools.cache
 def is_host_root() -> bool:
-    """Whether root here is the host's root: who may make device nodes and any control group."""
+    """Whether root here is the host's root: who may make device nodes and any control group. An engine does not change that."""
     from nacre.linux import userns
 
     return userns.is_initial()
