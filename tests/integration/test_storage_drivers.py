@@ -13,6 +13,7 @@ import diskimages
 import pytest
 
 import ocipack
+from nacre.linux.run import check
 from nacre.model.container import Level
 
 Nacre = Callable[..., str]
@@ -89,10 +90,10 @@ def test_btrfs(nacre_: Nacre, level: Level, layouts: Callable[[str], Path], dire
         if level is Level.PROCESS:
             [tree] = root.glob("containers/*/tree/root")
             assert tree.stat().st_ino == 256
-            diskimages.check(["btrfs", "-q", "subvolume", "create", str(tree / "nested")])
+            check(["btrfs", "-q", "subvolume", "create", str(tree / "nested")])
             (tree / "nested/file").write_text("x")
             assert "4kB" in run("ps", "-s") or "8.19kB" in run("ps", "-s")
-            diskimages.check(["btrfs", "quota", "enable", str(root)])
+            check(["btrfs", "quota", "enable", str(root)])
             run("create", "--storage-opt", "size=50m", *options, image, "echo")
             assert run("run", "--rm", "--userns", "private", *options, image, "cat", "/proc/self/uid_map").split()[0] == "0"
         run("restart", "-t", "0", "box")
