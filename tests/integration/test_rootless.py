@@ -285,6 +285,24 @@ def http(address: str, port: int, namespace: str = "") -> str:
     return netns.inside(namespace, fetch)
 
 
+def test_a_resolver_on_the_hosts_loopback(user: User, lab: Lab) -> None:
+    """The container cannot reach it; the uplink passes the queries on."""
+    user.end()
+    conf = user.prefix / "resolv.conf"
+    conf.write_text("nameserver 127.0.0.1\n")
+    # In a mount namespace of the test's own, which the user's namespaces are made from.
+    change = 'mount --make-rprivate /; mount --bind "$1" /etc/resolv.conf; shift; exec "$@"'
+    become = ("setpriv", "--reuid", str(user.uid), "--regid", str(user.gid), "--clear-groups", f"{user.prefix}/env/bin/nacre")
+    words = ("run", "-d", "--name", "asks", "box", "sleep", "1000")
+    command = ["unshare", "-m", "sh", "-c", change, "sh", str(conf), *become, *words]
+    subprocess.run(command, env=user.environment, cwd=user.home, check=True)
+    server = user("exec", "asks", "cat", "/etc/resolv.conf").stdout.split()[1]
+    with serve("", 53, "resolver", "udp", address="127.0.0.1"):
+        pid = user("inspect", "-f", "{{.State.Pid}}", "asks").stdout.strip()
+        assert ask(f"/proc/{pid}/ns/net", server, 53, "udp") == "resolver 127.0.0.1"
+    user.end()  # nor shall others have that resolver
+
+
 def test_datagrams(user: User) -> None:
     user("run", "-d", "--name", "udp", "-p", "127.0.0.1:5353:53/udp", "box", "sleep", "1000")
     pid = user("inspect", "-f", "{{.State.Pid}}", "udp").stdout.strip()

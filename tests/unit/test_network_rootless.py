@@ -59,6 +59,19 @@ def test_no_uplink_leads_to_the_hosts_loopback(name: str, flag: str) -> None:
     assert "/run/netns-home" in command
 
 
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("nameserver 127.0.0.1\n", True),
+        ("nameserver 127.0.0.53\nnameserver ::1\n", True),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.53\n", False),
+        ("search example.org\n", False),
+    ],
+)
+def test_when_only_the_host_itself_can_ask_its_name_servers(text: str, local: bool) -> None:
+    assert rootless._is_local(text) is local
+
+
 def network(tmp_path: str, keep: Callable[[Spawn, Callable[[], bool]], str]) -> RootlessNetwork:
     return RootlessNetwork(f"{tmp_path}/root", f"{tmp_path}/run", keep)
 

@@ -388,10 +388,14 @@ def _check(container_id: str, mac: str = "") -> None:
 
 def _read_resolver(dns: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...], *, own_loopback: bool) -> Resolver:
     """The resolver for a container of this host."""
-    text = _read_text("/etc/resolv.conf")
-    if needs_stub(text) and not own_loopback:
-        text = _read_text(STUB) or text
+    text = read_resolv_conf(own_loopback=own_loopback)
     return resolver(text, dns=dns, search=search, options=options, own_loopback=own_loopback)
+
+
+def read_resolv_conf(*, own_loopback: bool = False) -> str:
+    """The host's resolv.conf, or the one behind systemd-resolved. own_loopback: for who shares the host's loopback."""
+    text = _read_text("/etc/resolv.conf")
+    return (_read_text(STUB) or text) if needs_stub(text) and not own_loopback else text
 
 
 def _read_text(path: str) -> str:

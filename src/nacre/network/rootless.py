@@ -24,7 +24,8 @@ from nacre.model.network import Endpoint, PortMapping
 from nacre.model.plan import Code, Spawn, op
 from nacre.network import ports as host_ports
 from nacre.network.bridge import taken
-from nacre.network.manager import BRIDGE, NetworkManager
+from nacre.network.files import parse_resolver
+from nacre.network.manager import BRIDGE, NetworkManager, read_resolv_conf
 from nacre.store.lock import Lock
 
 TYPE_CHECKING = False
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 HOME, UPLINK = "netns-home", "uplink0"
+# Addresses at which an uplink passes queries on to the host's resolver, by its program.
+RESOLVERS = {"pasta": "169.254.1.1", "slirp4netns": "10.0.2.3"}
 VARIABLE = "NACRE_UPLINK"
 _PATIENCE = 30.0
 _SIGKILL = 9
@@ -51,6 +54,7 @@ def commands(path: str) -> dict[str, tuple[str, ...]]:
     return {
         "pasta": (
             *("pasta", "--foreground", "--quiet", "--config-net", "--ipv4-only", "--ns-ifname", UPLINK, "--no-map-gw"),
+            *("--dns-forward", RESOLVERS["pasta"]),
             *("-t", "none", "-u", "none", "-T", "none", "-U", "none", "--netns", path),
         ),
         "slirp4netns": (
@@ -126,6 +130,8 @@ class RootlessNetwork(NetworkManager):
         if self.inspect(network).name != BRIDGE:
             return connect()
         self._connect_outside()
+        # Servers on the host's loopback are out of a container's reach, but not out of that of the uplink.
+        dns = dns or ((RESOLVERS[self.uplink()],) if self.uplink() in RESOLVERS and _is_local(read_resolv_conf()) else ())
         published, sockets = host_ports.reserve(ports)
         try:
             # Now: who connects before the forwarder runs shall wait for it.
@@ -295,6 +301,12 @@ class RootlessNetwork(NetworkManager):
 
 
 _INSTALL = "apt-get install passt slirp4netns"
+
+
+def _is_local(text: str) -> bool:
+    """Whether every name server of a resolv.conf is on the host's loopback."""
+    servers = parse_resolver(text).servers
+    return bool(servers) and all(server == "::1" or server.startswith("127.") for server in servers)
 
 
 def _listen(sockets: Iterable[int]) -> None:
