@@ -26,6 +26,7 @@ _MAKERS = {
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"],
 }
+_SKIP = b"skip:"
 FIRST_ID, IDS = 100_000, 4_000_000_000
 
 
@@ -61,10 +62,11 @@ def disk(kind: str, path: Path, *, size: int = 0, options: str = "") -> None:
     check(["mount", "-o", f"loop{',' if options else ''}{options}", str(image), str(path)])
 
 
-def alone(action: Callable[[], object], *, before: Callable[[], object] | None = None, user_namespace: bool = False) -> None:
+def alone(action: Callable[[], str | None], *, before: Callable[[], object] | None = None, user_namespace: bool = False) -> None:
     """Run `action` in a fork with private mounts; its failure is the test's. before: run first, as the host's root.
 
-    user_namespace: as root of a user namespace in which ids 0 to 4e9 are mapped to those from 100000.
+    What it returns, if anything, is why the test is skipped. user_namespace: as root of a user namespace in which ids 0 to 4e9
+    are mapped to those from 100000.
     """
     reader, writer = os.pipe()
     mapped, map_it = os.pipe()
@@ -84,7 +86,7 @@ def alone(action: Callable[[], object], *, before: Callable[[], object] | None =
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
                 os.setgroups([])
-            action()
+            said = _SKIP + (action() or "").encode()
         except BaseException:
             said = traceback.format_exc().encode()
         finally:
@@ -101,5 +103,7 @@ def alone(action: Callable[[], object], *, before: Callable[[], object] | None =
         os.close(map_it)
         text += answer.readall()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code or text:
+    if code or not text.startswith(_SKIP):
         pytest.fail(text.decode(errors="replace") or f"the fork ended with {code}", pytrace=False)
+    if text != _SKIP:
+        pytest.skip(text.removeprefix(_SKIP).decode())

@@ -63,16 +63,15 @@ def test_killed_at_every_step(driver: str, kind: str, tmp_path: Path) -> None:
         diskimages.need(kind)
     disk = tmp_path / "disk"
     disk.mkdir()
-    excuse = tmp_path / "excuse"
 
-    def action() -> None:
+    def action() -> str:
         if kind:
             diskimages.disk(kind, disk)
         root, run = str(disk / "root"), str(disk / "run")
         if (answer := abilities(root, run).of(driver)) != "ok":
-            excuse.write_text(answer)
-            return
+            return answer
         work(root, run)
+        return ""
 
     def work(root: str, run: str) -> None:
         layers = LayerStore(root, driver, run=run)
@@ -121,5 +120,3 @@ def test_killed_at_every_step(driver: str, kind: str, tmp_path: Path) -> None:
         at_every_step(lambda: rootfs.remove("c"), check_removed)
 
     diskimages.alone(action)
-    if excuse.exists():
-        pytest.skip(excuse.read_text())
