@@ -6,14 +6,18 @@ bytes, `describe` into the lines that `nacre explain` prints.
 
 from __future__ import annotations
 
-import enum
-
 from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from enum import IntEnum
+else:
+    from nacre.model.numbering import IntEnum
 
 type_of_argument = str | bytes | int
 
 
-class Code(enum.IntEnum):
+class Code(IntEnum):
     """Operation codes; the table in docs/stem-protocol.md is the specification."""
 
     MOUNT = 1

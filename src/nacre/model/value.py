@@ -7,12 +7,12 @@ time (docs/benchmarks.md).
 
 from __future__ import annotations
 
-import enum
 import sys
 import types
 from collections.abc import Mapping
 
 from nacre.errors import InvalidArgument
+from nacre.model.numbering import IntEnum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ def _resolve_hints(cls: type[Value]) -> dict[str, Any]:
     return hints
 
 
+def _is_enum(kind: type) -> bool:
+    enum = sys.modules.get("enum")  # before it was loaded, nothing is one
+    return enum is not None and issubclass(kind, enum.Enum)
+
+
 def _to_data(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [item if type(item) in _PLAIN else _to_data(item) for item in value]
@@ -120,7 +125,7 @@ def _to_data(value: Any) -> Any:
         return value.to_data()
     if isinstance(value, dict):
         return {key: _to_data(item) for key, item in value.items()}
-    return value.value if isinstance(value, enum.Enum) else value
+    return value.value if _is_enum(type(value)) else value
 
 
 def _from_data(hint: Any, data: Any, name: str) -> Any:
@@ -134,7 +139,7 @@ def _from_data(hint: Any, data: Any, name: str) -> Any:
         return data
     if issubclass(hint, Value) and isinstance(data, dict):
         return hint.from_data(data)
-    if issubclass(hint, enum.Enum):
+    if issubclass(hint, IntEnum) or _is_enum(hint):
         try:
             return hint(data)
         except ValueError as error:

@@ -5,11 +5,16 @@ Nothing here trusts its input: lengths are bounded, unknown types and codes are 
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from nacre.model.plan import Code, Op, Spawn, type_of_argument
 from nacre.model.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from enum import IntEnum
+else:
+    from nacre.model.numbering import IntEnum
 
 VERSION = 1
 HEAD = struct.Struct("<IHHII")
@@ -32,7 +37,7 @@ _OP = struct.Struct("<HH")
 _ROLES = {1: "host", 2: "guest", 3: "relay"}
 
 
-class Type(enum.IntEnum):
+class Type(IntEnum):
     """Frame types."""
 
     HELLO = 0x01
