@@ -31,7 +31,7 @@ class Record(Value):
 
 def test_members() -> None:
     for kind in (Light, Heavy):
-        assert [*kind] == [1, 2] and len(kind) == 2 and 2 in kind
+        assert [*kind] == [1, 2] and len(kind) == 2 and kind.TWO in kind
         member = kind(2)
         assert member is kind.TWO and member.name == "TWO" and member == 2 and hash(member) == hash(2)
         assert f"{member}" == "2" and str(member) == "2" and repr(member) == f"<{kind.__name__}.TWO: 2>" and isinstance(member, int)
