@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from nacre.engine.images import Images
     from nacre.engine.lifecycle import Lifecycle
     from nacre.engine.networks import Networks
+    from nacre.engine.rootless import enter
     from nacre.engine.shell import parse_namespaces as parse_namespaces
     from nacre.engine.shell import unshare as unshare
     from nacre.engine.volumes import Volumes
     from nacre.isolation.logs import LogRecord
-    from nacre.isolation.rootless import enter, leave
+    from nacre.isolation.rootless import leave
     from nacre.isolation.stream import Stream
     from nacre.model.container import ContainerSpec
     from nacre.model.image import Image, Progress
@@ -41,7 +42,7 @@ _HOMES = {
     "unshare": "engine.shell",
     "Stream": "isolation.stream",
     "Volumes": "engine.volumes",
-    "enter": "isolation.rootless",
+    "enter": "engine.rootless",
     "leave": "isolation.rootless",
     "user_checks": "engine.doctor",
 }

@@ -28,9 +28,12 @@ _ENDED = 2  # docs/stem-protocol.md, STAT
 _SIGKILL = 9
 
 
-def enter(root: str | None = None, run: str | None = None) -> tuple[str | None, str | None]:
+def enter(
+    root: str | None = None, run: str | None = None, *, rejoined: Callable[[str, str], object] | None = None
+) -> tuple[str | None, str | None]:
     """Become root of the user's namespaces, made on the first call; answers with the engine's two directories.
 
+    rejoined: called with them when a new home had to be started in namespaces in which containers run.
     root, run: what the caller asked for. Nothing happens, and they are returned as they are, when this process is root already.
     The working directory stays. Only for processes with one thread. Raises HostError, Denied with what the administrator has to change.
     """
@@ -43,11 +46,13 @@ def enter(root: str | None = None, run: str | None = None) -> tuple[str | None, 
     if not _join(home):
         with Lock(f"{run}/enter.lock", wait=_PATIENCE, busy="another command of yours is making the user namespace"):
             if not _join(home):
-                if not any(_join(sandbox) for sandbox in _sandboxes(run)):
-                    uids, gids = maps()
-                    userns.make(uids, gids)
+                alive = any(_join(sandbox) for sandbox in _sandboxes(run))
+                if not alive:
+                    userns.make(*maps())
                 _start_home(home)
                 _note(root, run)
+                if alive and rejoined:
+                    rejoined(root, run)
     with contextlib.suppress(OSError):
         os.chdir(here)
     return root, run

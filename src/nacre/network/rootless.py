@@ -155,8 +155,9 @@ class RootlessNetwork(NetworkManager):
         return self._inside(lambda: NetworkManager.sweep(self, alive))
 
     def restore(self, endpoints: Iterable[Endpoint] = ()) -> None:
-        """As `NetworkManager.restore`, and the uplink."""
-        self._connect_outside()
+        """As `NetworkManager.restore`, and the uplink of those that need it."""
+        if self._living():
+            self._connect_outside()
         self._inside(lambda: NetworkManager.restore(self, endpoints))
 
     def stats(self, endpoint: Endpoint) -> tuple[int, int]:
