@@ -22,8 +22,7 @@ from nacre.store import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
     from nacre.isolation.groups import Group
 
@@ -40,24 +39,17 @@ def stem_path() -> str:
     return path
 
 
-def launch(role: str, directory: str, *, keep: Sequence[int] = (), exit_command: Sequence[str] = ()) -> None:
-    """Start a stem (role host or relay) for the sandbox in `directory`; returns when it listens. Otherwise as `Launch`."""
-    with Launch(role, directory, keep=keep, exit_command=exit_command):
-        pass
-
-
-class Launch:
-    """A stem that is being started for the sandbox in `directory`; it listens when the context has ended.
+def launch(role: str, directory: str, *, keep: Sequence[int] = (), last: int = -1, exit_command: Sequence[str] = ()) -> None:
+    """Start a stem (role host or relay) for the sandbox in `directory`; returns when it listens.
 
     keep: descriptors that it holds until it exits (the lock, reserved ports). last: one that it holds until the root file system of
     its container is off the disk, -1 = none. exit_command: run by it at its very end.
     Raises SandboxError(stage="launch") with what it printed.
     """
-
-    def __init__(self, role: str, directory: str, *, keep: Sequence[int] = (), last: int = -1, exit_command: Sequence[str] = ()) -> None:
-        options = ("--last", str(last)) if last >= 0 else ()
-        argv = [stem_path(), role, directory, *options, *(("--", *exit_command) if exit_command else ())]
-        self._said, mouth = os.pipe2(os.O_CLOEXEC)
+    options = ("--last", str(last)) if last >= 0 else ()
+    argv = [stem_path(), role, directory, *options, *(("--", *exit_command) if exit_command else ())]
+    said, mouth = os.pipe2(os.O_CLOEXEC)
+    try:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -65,25 +57,22 @@ class Launch:
             # Duplicating a descriptor onto itself clears close-on-exec in the child alone: no other child can inherit a lock.
             *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (*keep, last) if fd >= 0),
         ]
-        try:
-            self._pid = os.posix_spawn(argv[0], argv, environment(), file_actions=actions)
-        except OSError as error:
-            os.close(self._said)
-            raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
-        finally:
+        # Nothing is done meanwhile: until the kernel has closed what the child should not inherit, it has all locks of this process,
+        # and whoever comes when this one is killed would take the container for one that somebody works on.
+        pid = os.posix_spawn(argv[0], argv, environment(), file_actions=actions)
+        os.close(mouth)
+        mouth = -1
+        with open(said, "rb", closefd=False) as stderr:
+            text = stderr.read(4096).decode(errors="replace").strip()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except OSError as error:
+        raise SandboxError(f"could not start stem: {error.strerror}", stage="launch") from error
+    finally:
+        os.close(said)
+        if mouth >= 0:
             os.close(mouth)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            with open(self._said, "rb") as stderr:
-                text = stderr.read(4096).decode(errors="replace").strip()
-        finally:
-            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        if code and not kind:
-            raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
+    if code:
+        raise SandboxError(f"could not start stem: {text or f'exit code {code}'}", stage="launch")
 
 
 def environment() -> dict[str, str]:
@@ -101,15 +90,15 @@ class Process(Driver, Adjustable, Pausable):
             _check_user(sandbox.spec)
             if sandbox.spec.resources != Resources():
                 seek_delegation()
+        make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
+        if sandbox.spec.ipc == "shareable":
+            share_memory(sandbox)
         with ExitStack() as stack:
             last = -1
             if upper := sandbox.rootfs.upper:
                 busy = f"what container {sandbox.id[:12]} wrote before is still on its way to the disk"
                 last = stack.enter_context(Lock(upper, directory=True, wait=WRITING, busy=busy)).fd
-            stack.enter_context(Launch("host", sandbox.directory, keep=keep, last=last, exit_command=exit_command))
-            make_group(sandbox, limits_object(sandbox.spec.resources, manageable()), device_rules(sandbox.spec))
-            if sandbox.spec.ipc == "shareable":
-                share_memory(sandbox)
+            launch("host", sandbox.directory, keep=keep, last=last, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         if custody:
             channel.announce()
