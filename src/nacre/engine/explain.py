@@ -59,7 +59,7 @@ def _sandbox(core: Core, lifecycle: Lifecycle, record: Container) -> Sandbox:
     if any(mount.kind == "image" for mount in sandbox.mounts):
         from nacre.engine import mounts
 
-        sandbox = sandbox.replace(mounts=mounts.current(core, sandbox.mounts))
+        sandbox = sandbox.replace(mounts=mounts.current(core, sandbox.mounts, sandbox.level))
     spec = record.spec
     if any(mode.startswith("container:") for mode in (spec.network, spec.pid, spec.ipc, spec.uts, spec.userns)):
         from nacre.engine import sharing

@@ -228,7 +228,8 @@ def network_json(endpoint: Endpoint | None, network: str) -> dict[str, Any]:
         "SandboxKey": endpoint.netns if endpoint else "",
         "Ports": _bindings(endpoint.ports) if endpoint else {},
         **one,
-        "Networks": {network: one},
+        # A container that shares the network of another one is on none itself.
+        "Networks": {} if network.startswith("container:") else {network: one},
     }
 
 

@@ -239,7 +239,7 @@ class Lifecycle:
         if any(mount.kind == "image" or len(mount.options) > 1 for mount in sandbox.mounts):
             from nacre.engine import mounts
 
-            sandbox = sandbox.replace(mounts=mounts.current(self.core, sandbox.mounts))
+            sandbox = sandbox.replace(mounts=mounts.current(self.core, sandbox.mounts, sandbox.level))
         return sandbox
 
     def _with_cdi(self, record: Container, sandbox: Sandbox) -> tuple[Container, Sandbox]:
@@ -280,6 +280,7 @@ class Lifecycle:
         with ExitStack() as undo:
             undo.callback(self.clean, record)
             self.use_volumes(record)
+            sandbox = self._joined(sandbox, undo)
             endpoint, held = self.core.network.attach(record.id, "none", sandbox.hostname, ())
             for fd in held:
                 undo.callback(os.close, fd)

@@ -57,15 +57,15 @@ def borrowed(core: Core, spec: ContainerSpec) -> tuple[BoundMount, ...]:
     return tuple(found.values())
 
 
-def current(core: Core, mounts: tuple[BoundMount, ...]) -> tuple[BoundMount, ...]:
+def current(core: Core, mounts: tuple[BoundMount, ...], level: Level) -> tuple[BoundMount, ...]:
     """The mounts as they are at this start: with the layers of images, and what a part of a volume is. Raises NotFound, InvalidArgument."""
-    return tuple(_current(core, mount) for mount in mounts)
+    return tuple(_current(core, mount, level) for mount in mounts)
 
 
-def _current(core: Core, mount: BoundMount) -> BoundMount:
+def _current(core: Core, mount: BoundMount, level: Level) -> BoundMount:
     if mount.kind == "image":
-        image = core.images.resolve(mount.source)
-        return mount.replace(layers=tuple(core.layers.get(layer.diff_id) for layer in image.layers))
+        find = core.layers.image if level is Level.VM else core.layers.get
+        return mount.replace(layers=tuple(find(layer.diff_id) for layer in core.images.resolve(mount.source).layers))
     if not subpath(mount):
         return mount
     try:

@@ -49,8 +49,6 @@ def check(item: MountSpec, spec: ContainerSpec) -> None:
 
 def _check_machine(item: MountSpec) -> None:
     """A guest sees what the host had mounted below a directory when it started, through the monitor, which serves files and no mounts."""
-    if item.kind == "image":
-        raise Unsupported(f"mount {item.target}: a virtual machine cannot mount another image", hint="use --isolation process for it")
     wanted = [option for option in item.options if option in (*_SHARED, *_RECEIVING)]
     if wanted:
         raise Unsupported(

@@ -361,7 +361,7 @@ def mount_ops(mounts: Iterable[BoundMount], special: dict[str, tuple[Op, ...]], 
             flags, data = _tmpfs_options(mount, owner)
             ops += [op(Code.MKDIR, target, 0o755), op(Code.MOUNT, "tmpfs", target, "tmpfs", flags, data)]
         elif mount.kind == "image":
-            ops += [op(Code.MKDIR, target, 0o755), *_image_ops(mount, number, root, idmapped=bool(owner))]
+            ops += [op(Code.MKDIR, target, 0o755), *image_ops(mount, number, root, idmapped=bool(owner))]
         elif subpath(mount):
             ops += part_ops(mount, PARTS + number, mount.source, root)
             ops += _mapping_ops((mount,), owner)
@@ -427,8 +427,8 @@ def part_ops(mount: BoundMount, number: int, top: str, root: str) -> list[Op]:
     ]
 
 
-def _image_ops(mount: BoundMount, number: int, root: str, *, idmapped: bool) -> list[Op]:
-    """An image as a read-only directory: its layers in the stage, one above the other at the target."""
+def image_ops(mount: BoundMount, number: int, root: str, *, idmapped: bool) -> list[Op]:
+    """An image as a read-only directory: its layers in the stage, one above the other at the target. number: of the mount."""
     # Short relative names: the options of a mount must fit in one page, however many layers there are.
     target, names = f"%{mount.target}", [f"m{number}l{layer}" for layer in range(len(mount.layers))]
     ops = [item for layer, name in zip(mount.layers, names, strict=True) for item in layer_ops(layer, name, idmapped=idmapped)]

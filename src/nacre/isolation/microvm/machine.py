@@ -19,7 +19,7 @@ from nacre.isolation import Adjustable, Driver, Explaining, Pausable, Tapped, li
 from nacre.isolation.channel import Channel
 from nacre.isolation.microvm import accel, disks, initramfs, jail, kernels, qemu
 from nacre.isolation.microvm.monitor import Monitor
-from nacre.isolation.plan import PARTS, Place, guest_cgroup_ops, part_ops, subpath
+from nacre.isolation.plan import PARTS, Place, guest_cgroup_ops, image_ops, part_ops, subpath
 from nacre.isolation.process import IDENTITY, clean_group, find_group, is_host_root, launch, make_group, stem_path
 from nacre.linux import userns
 from nacre.linux.devices import DEFAULT_DEVICES, DeviceRule
@@ -142,7 +142,7 @@ class MicroVm(Driver, Adjustable, Explaining, Pausable, Tapped):
             join=(f"{GROUP}/cgroup.procs",),
             cgroup_setup=setup,
             cgroup=(("cgroup2", "cgroup2", "", ""),),
-            binds={mount.target: _bind_ops(number, mount) for number, mount in enumerate(binds)},
+            binds={mount.target: _bind_ops(number, mount) for number, mount in enumerate(binds)} | _image_binds(sandbox, bool(block)),
             oom=f"{GROUP}/memory.events",
             user_block=block,
             users=IDENTITY if sandbox.spec.userns == "keep-id" else "",
@@ -272,8 +272,11 @@ def _check_users(sandbox: Sandbox) -> None:
 
 
 def _binds(sandbox: Sandbox) -> tuple[BoundMount, ...]:
-    """What comes from the host, in the order of the share's numbers; a tmpfs is the guest's own. A shared root file system is the last."""
-    mounts = tuple(mount for mount in sandbox.mounts if mount.kind != "tmpfs")
+    """What comes from the host, in the order of the share's numbers; a tmpfs is the guest's own. A shared root file system is the last.
+
+    Images are on the disk of the layers.
+    """
+    mounts = tuple(mount for mount in sandbox.mounts if mount.kind not in ("tmpfs", "image"))
     return (*mounts, BoundMount(target="/", source=sandbox.rootfs.tree)) if _is_shared(sandbox) else mounts
 
 
@@ -295,7 +298,8 @@ def _files(sandbox: Sandbox, kernel: kernels.GuestKernel, binds: tuple[BoundMoun
 
 def _layer_files(sandbox: Sandbox) -> tuple[str, ...]:
     """The disk of the layers: descriptor, partition table, images, second table."""
-    images = disks.layer_paths(sandbox.rootfs)
+    mounted = (layer.path for mount in sandbox.mounts if mount.kind == "image" for layer in mount.layers)
+    images = (*disks.layer_paths(sandbox.rootfs), *mounted)
     disk = disks.layer_disk(disks.layer_sizes(images))
     tables = [f"{sandbox.directory}/layers.{name}" for name in ("vmdk", "head", "tail")]
     for path, data in zip(tables, (disks.descriptor(disk, jail.layer_names(len(images))), disk.head, disk.tail), strict=True):
@@ -496,6 +500,18 @@ def _share_ops(binds: Sequence[BoundMount]) -> tuple[Op, ...]:
 def _shared_root(number: int) -> tuple[Op, ...]:
     """The root file system out of the share, with this number."""
     return op(Code.MKDIR, "root", 0o755), op(Code.BIND, f"binds/{number}", "root", MS_BIND | MS_REC)
+
+
+def _image_binds(sandbox: Sandbox, idmapped: bool) -> dict[str, tuple[Op, ...]]:
+    """The images that are mounted: their layers are partitions behind those of the root file system, in the order of the mounts."""
+    made: dict[str, tuple[Op, ...]] = {}
+    partition = len(sandbox.rootfs.layers)
+    for number, mount in enumerate(mount for mount in sandbox.mounts if mount.kind == "image" and mount.layers):
+        devices = tuple(layer.replace(path=f"/dev/vda{partition + place}") for place, layer in enumerate(mount.layers, 1))
+        partition += len(devices)
+        ops = image_ops(mount.replace(layers=devices), number, f"{STAGE}/root", idmapped=idmapped)
+        made[mount.target] = (op(Code.MKDIR, f"%{mount.target}", 0o755), *ops)
+    return made
 
 
 def _bind_ops(number: int, mount: BoundMount) -> tuple[Op, ...]:
