@@ -333,7 +333,7 @@ def test_images_as_mounts(engine: Engine, box: str, ask: Callable[..., str], lev
     assert stopped.stat_path("/image/bin/busybox")["size"] > 1000
 
 
-def test_directories_as_root(engine: Engine, box: str, tmp_path: Path, cli: Cli) -> None:
+def test_directories_as_root(engine: Engine, box: str, tmp_path: Path, cli: Cli, level: Level) -> None:
     holder = engine.containers.create(ContainerSpec(image=box, command=("true",)))
     root = tmp_path / "root"
     root.mkdir()
@@ -343,18 +343,16 @@ def test_directories_as_root(engine: Engine, box: str, tmp_path: Path, cli: Cli)
             file.write(data)
         reader.close()
     subprocess.run(["tar", "-xf", str(tmp_path / "root.tar"), "-C", str(root)], check=True)
-    said = cli(
-        "run", "--rm", "--network", "none", "--rootfs", f"{root}:O", "sh", "-c", "touch /made && stat -c %u /bin && hostname | wc -c"
-    )
-    assert said.stdout.split() == ["0", "13"]
-    assert not (root / "made").exists()
-    assert (
-        cli("run", "--rm", "--network", "none", "--userns", "private", "--rootfs", str(root), "sh", "-c", "touch /made; id -u").stdout
-        == "0\n"
-    )
+    start = ("run", "--rm", "--network", "none", "--isolation", str(level))
+    users = ("--userns", "private") if level is Level.PROCESS else ()
+    assert cli(*start, *users, "--rootfs", str(root), "sh", "-c", "touch /made; id -u").stdout == "0\n"
     assert (root / "made").stat().st_uid == 0, "in place, with the ids of the directory"
-    assert "the host's own root directory" in cli("run", "--rm", "--rootfs", "/", "true", code=125).stderr
-    assert "no such directory" in cli("run", "--rm", "--rootfs", str(root / "nowhere"), "true", code=125).stderr
+    if level is Level.PROCESS:
+        said = cli(*start, "--rootfs", f"{root}:O", "sh", "-c", "touch /above && stat -c %u /bin && hostname | wc -c")
+        assert said.stdout.split() == ["0", "13"]
+        assert not (root / "above").exists()
+        assert "the host's own root directory" in cli(*start, "--rootfs", "/", "true", code=125).stderr
+        assert "no such directory" in cli(*start, "--rootfs", str(root / "nowhere"), "true", code=125).stderr
 
 
 # -- devices -------------------------------------------------------------------------------------------------------------
@@ -397,7 +395,7 @@ def test_devices_by_path_directory_rule_and_name(
     [
         ({"pid": "host"}, "--pid host: a virtual machine has no namespaces in common"),
         ({"network": "container:x"}, "different virtual machines"),
-        ({"rootfs": "/srv"}, "boots from the layers of an image"),
+        ({"rootfs": "/srv", "rootfs_overlay": True}, "uses a directory in place; DIR:O is not possible"),
         ({"mounts": (MountSpec(kind="bind", source="/srv", target="/i", options=("rshared",)),)}, "do not propagate"),
         ({"mounts": (MountSpec(kind="bind", source="/srv", target="/i", options=("recursive=disabled",)),)}, "leave bind-recursive out"),
         ({"security_opt": ("apparmor=web",)}, "the guest's kernel has no AppArmor"),

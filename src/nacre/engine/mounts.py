@@ -90,10 +90,16 @@ def plain_rootfs(core: Core, identifier: str, spec: ContainerSpec) -> Rootfs:
 
 def check_rootfs(spec: ContainerSpec) -> str:
     """The real path of the directory. Raises InvalidArgument, Unsupported."""
-    if spec.isolation is not Level.PROCESS:
-        raise Unsupported(
-            f"--rootfs {spec.rootfs}: a virtual machine boots from the layers of an image", hint="use --isolation process for a directory"
-        )
+    if spec.isolation is Level.VM:
+        # The machine sees the directory through 9p, which is no layer for overlayfs and cannot be id-mapped; and it has no disk then.
+        image = any(mount.kind == "image" for mount in spec.mounts)
+        reasons = {"DIR:O": spec.rootfs_overlay, f"--userns {spec.userns}": spec.userns not in ("", "host"), "image mounts": image}
+        for what, wanted in reasons.items():
+            if wanted:
+                raise Unsupported(
+                    f"--rootfs {spec.rootfs}: a virtual machine uses a directory in place; {what} is not possible with it",
+                    hint="use --isolation process, or leave it out",
+                )
     path = os.path.realpath(spec.rootfs)
     if not os.path.isdir(path):
         raise InvalidArgument(f"--rootfs {spec.rootfs}: no such directory", hint="name a directory with a root file system in it")
