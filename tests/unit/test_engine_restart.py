@@ -229,6 +229,17 @@ def test_a_killed_starter_does_not_take_the_restart_along(engine: Engine, launch
     assert ("reap", made.id) in launched
 
 
+def test_a_kill_does_not_wait_for_a_stop(engine: Engine) -> None:
+    made = engine.containers.run(box("sleep"))
+    handle = engine.containers.get(made.id)
+    engine._core.database.put(made.record.replace(stopped=True), active=True)  # what `stop` writes first
+    with engine.lifecycle.verb(made.id):
+        assert not handle._renounced(9)
+    made.refresh()
+    handle.kill()
+    assert made.refresh().state is State.EXITED
+
+
 def test_wait_answers_at_the_next_end(engine: Engine) -> None:
     made = engine.containers.run(box("exit", "3"))
     assert made.wait() == 3

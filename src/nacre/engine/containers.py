@@ -287,11 +287,11 @@ class Container:
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to the main process. Raises Conflict when it is not running, InvalidArgument for an unknown signal."""
         number = signal_number(signal)
+        if self._running() and self._paused():
+            raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
         if self.record.spec.restart.name != "no" and self._renounced(number):
             return
         self._require_running()
-        if self._paused():
-            raise Conflict(f"container {self.name} is paused", hint="unpause it before killing it: nacre unpause " + self.name)
         self._core.container_event(self.record, "kill", signal=str(number))
         with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=number == SIGKILL)) as channel:
             if number == SIGKILL:
@@ -308,9 +308,10 @@ class Container:
 
     def _renounced(self, number: int) -> bool:
         """A signal that ends it on purpose takes its restarts away, as `stop` does; whether that was all there was to be done."""
+        if self._load()[0].stopped:
+            return False  # by a `stop` under way, which a kill must not wait for
         waiting = False
-        # Whoever holds it for longer is a `stop`, which has done the same, and which a kill must not wait for.
-        with contextlib.suppress(Conflict), self._lifecycle.verb(self.id, wait=1.0):
+        with contextlib.suppress(Conflict), self._lifecycle.verb(self.id, wait=KILL_PATIENCE):
             self.record, _, active = self._load()
             waiting = bool(self.record.restart_at)
             own = self.record.spec.stop_signal or self.record.image_config.stop_signal

@@ -92,7 +92,7 @@ class Images:
 
     def _running_users(self, image: Image) -> builtins.list[str]:
         database = self._core.database
-        active = (found[0] for identifier in database.all(active=True) if (found := database.get(identifier)))
+        active = (found[0] for identifier in database.all(live=True) if (found := database.get(identifier)))
         return [record.id[:12] for record in active if _uses(record, image)]
 
     def _layers_in_use(self) -> set[str]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def info(core: Core, states: Iterable[State], images: int) -> dict[str, Any]:
     """Everything. states: of all containers; images: their number. Raises InvalidArgument, HostError when storage cannot be used."""
     counted = list(states)
-    running, paused = counted.count(State.RUNNING), counted.count(State.PAUSED)
+    # One that waits for its restart counts as running, as with Docker.
+    running, paused = counted.count(State.RUNNING) + counted.count(State.RESTARTING), counted.count(State.PAUSED)
     levels, warnings = _levels(core)
     system = os.uname()
     choice = core.layers.choice
