@@ -831,15 +831,14 @@ def test_without_root(nobody: Any, tmp_path: Path) -> None:
         os.chmod(directory, 0o755)
         answer = nobody("ps", root=f"{directory}/root", code=125)
         assert f"cannot create {directory}/root: permission denied" in answer.stderr
-        assert "run as root (sudo), or point NACRE_ROOT and NACRE_RUN at directories of yours" in answer.stderr
+        assert "point NACRE_ROOT and NACRE_RUN at directories of yours" in answer.stderr
         answer = nobody("doctor", root=f"{directory}/root", code=1)
         assert "rootless" in answer.stdout
         with Engine(f"{directory}/root", f"{directory}/root/run") as engine:
             assert engine.containers.list() == []
         answer = nobody("ps", root=f"{directory}/root", code=125)
-        assert f"cannot use {directory}/root: permission denied" in answer.stderr
+        assert f"{directory}/root/run is not a directory of this user alone" in answer.stderr
         os.chmod(directory, 0o777)
         answer = nobody("run", "--rm", "ubuntu", "true", root=f"{directory}/mine", code=125)
-        assert "containers are started by root" in answer.stderr
-        assert "newuidmap" in answer.stderr
+        assert "has no subordinate uids" in answer.stderr or "newuidmap" in answer.stderr
         assert "Pulling" not in answer.stderr

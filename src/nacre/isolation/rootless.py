@@ -233,8 +233,8 @@ def _make_private(path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
     except OSError as error:
-        kind = Denied if isinstance(error, PermissionError) else HostError
-        raise kind(f"cannot create {error.filename}: {error.strerror}", hint="point NACRE_RUN at a directory of yours") from error
+        kind, reason = (Denied, "permission denied") if isinstance(error, PermissionError) else (HostError, error.strerror)
+        raise kind(f"cannot create {error.filename}: {reason}", hint="point NACRE_ROOT and NACRE_RUN at directories of yours") from error
     if not _is_private(path):
         raise Denied(
             f"{path} is not a directory of this user alone",
