@@ -139,6 +139,33 @@ def test_hello(connect: Callable[[Script], Channel]) -> None:
     assert connect(script).hello() == wire.Hello(version=1, role="relay", release="6.1.0")
 
 
+def test_custody_is_announced_at_once(connect: Callable[[Script], Channel]) -> None:
+    heard = threading.Event()
+
+    def script(peer: Peer) -> None:
+        frame = peer.request()
+        assert (frame.type, frame.flags, frame.tag) == (Type.HELLO, wire.CUSTODY, 0)
+        heard.set()
+
+    connect(script).announce()
+    assert heard.wait(PATIENCE)
+
+
+def test_custody_is_announced_with_the_next_request(connect: Callable[[Script], Channel]) -> None:
+    """In one message: a stem on its way out hears both, or neither."""
+
+    def script(peer: Peer) -> None:
+        assert peer.request().type is Type.HELLO
+        assert [frame.type for frame in peer.seen] == [Type.WAIT]
+        peer.answer(peer.request(), (3).to_bytes(4, "little") + bytes(12), kind=Type.EXITED)
+
+    channel = connect(script)
+    channel.announce(later=True)
+    exit = channel.wait(1)
+    assert exit is not None
+    assert exit.code == 3
+
+
 def test_spawn_answers_with_numbers_and_keeps_what_came_before(connect: Callable[[Script], Channel]) -> None:
     def script(peer: Peer) -> None:
         frame = peer.request()

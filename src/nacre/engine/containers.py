@@ -399,7 +399,7 @@ class Container:
         """Wait for its main process; None when there is nobody to ask."""
         try:
             with contextlib.closing(Channel(self._core.layout.sandbox(self.id), custody=True)) as channel:
-                channel.announce()
+                channel.announce(later=True)
                 exit = channel.wait(MAIN)
                 self._lifecycle.see_out(self.record, channel)
                 return exit

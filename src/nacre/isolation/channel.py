@@ -78,9 +78,11 @@ class Channel:
             raise SandboxError(f"the sandbox did not answer within {timeout:g} s", stage="boot") from None
         return _decoded(wire.decode_hello, answer)
 
-    def announce(self) -> None:
-        """Take custody together with the next request, without an answer, which a guest gives only when it has booted."""
+    def announce(self, *, later: bool = False) -> None:
+        """Take custody without an answer, which a guest gives only when it has booted. later: in one message with the next request."""
         self._out += wire.encode(wire.Frame(wire.Type.HELLO, wire.CUSTODY, 0, 0, wire.u32(wire.VERSION)))
+        if not later:
+            self.flush()
 
     def spawn(self, spawn: Spawn, *, timeout: float | None = None) -> tuple[int, int]:
         """Run a plan; answers with (process number, pid as the stem sees it) once its program runs.

@@ -101,7 +101,7 @@ class Process(Driver, Adjustable, Pausable):
             launch("host", sandbox.directory, keep=keep, last=last, exit_command=exit_command)
         channel = Channel(sandbox.directory, custody=custody)
         if custody:
-            channel.announce()
+            channel.announce(later=True)
         return channel
 
     def place(self, sandbox: Sandbox) -> Place:
