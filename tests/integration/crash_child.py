@@ -89,6 +89,11 @@ def do(engine: Engine, step: int, verb: str, *arguments: str) -> None:
         made = engine.containers.get(arguments[0])
         watch_bare_threads(arm(step))
         made.start()
+    elif verb == "again":
+        made = engine.containers.get(arguments[0])
+        engine.lifecycle.reaping = True
+        watch_bare_threads(arm(step))
+        made.start_again()
     elif verb == "rm":
         made = engine.containers.get(arguments[0])
         watch_bare_threads(arm(step))

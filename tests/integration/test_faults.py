@@ -24,7 +24,9 @@ import ocipack
 from nacre import ContainerSpec, Engine, Level, MountSpec, State
 from nacre.engine import Container
 from nacre.linux import cgroups
+from nacre.model.life import RestartPolicy
 from nacre.model.network import PortMapping
+from nacre.store import Lock
 
 CRASH_CHILD = Path(__file__).with_name("crash_child.py")
 MAX_STEPS = 1000
@@ -179,6 +181,34 @@ def test_an_engine_killed_at_some_steps_of_start(
     assert not killed, "the verb did not come to its end"
     assert died
     assert survived
+
+
+def test_a_helper_killed_at_some_steps_of_a_restart(
+    engine: Engine, image: str, crasher: Crasher, fresh: Callable[[], Engine], directories: Any, clean: Callable[..., None], eventually: Any
+) -> None:
+    """The restart stays owed until the container runs, whoever dies over it."""
+    policy = RestartPolicy(name="always")
+    made = engine.containers.create(ContainerSpec(image=image, command=("exit", "3"), restart=policy))
+    (helpers := Path(directories.run) / "helpers").mkdir(exist_ok=True)
+    with Lock(str(helpers / f"{made.id}.reap")):  # no real helper comes in between
+        made.start()
+        started = made.record.started
+        ran = 0
+        for step in range(1, MAX_STEPS, 7):
+            eventually(lambda: made.refresh().state is State.RESTARTING and not made.record.pid)
+            ran += made.record.started != started
+            started = made.record.started
+            killed = crasher(step, "again", made.id)
+            with fresh() as second:
+                second.containers.list()
+            if not killed:
+                break
+        assert not killed, "the verb did not come to its end"
+        eventually(lambda: made.refresh().state is State.RESTARTING and not made.record.pid)
+        assert ran or made.record.started != started
+        made.stop()
+        clean(set(), {made.id})
+        assert made.refresh().state is State.EXITED
 
 
 def tree(root: Path) -> dict[str, Any]:

@@ -355,3 +355,20 @@ def test_a_helper_is_the_same_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = environment()
     assert {"NACRE_BRIDGE", "NACRE_ACCEL", "PATH"} <= set(kept)
     assert not {"LD_PRELOAD", "SECRET"} & set(kept)
+
+
+def test_after_a_boot_of_the_host(engine: Engine, launched: list[tuple[str, str]]) -> None:
+    """The run directory is empty, and the row says that it runs."""
+    kept = {}
+    for policy, stopped in (("always", False), ("unless-stopped", False), ("no", False)):
+        made = engine.containers.create(box(policy=policy))
+        record = made.record.replace(started="2026-01-02T03:04:05.000000000Z", main=1, pid=5, stopped=stopped)
+        engine._core.database.put(record, active=True)
+        kept[policy] = made
+    engine.containers.list()
+    assert {policy: made.refresh().state for policy, made in kept.items()} == {
+        "always": State.RESTARTING,
+        "unless-stopped": State.RESTARTING,
+        "no": State.EXITED,
+    }
+    assert {identifier for _, identifier in launched} == {kept["always"].id, kept["unless-stopped"].id}
