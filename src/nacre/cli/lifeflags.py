@@ -1,28 +1,14 @@
-"""The flags of run and create about a container's life: restarts, health checks, where its output goes; and what they mean."""
+"""What the flags about a container's life mean: restarts, health checks, where its output goes. Loads when one of them is used."""
 
 from __future__ import annotations
 
-from nacre.cli.flags import Arguments, Flag, UsageError
+from nacre.cli.flags import Arguments, UsageError
 from nacre.model.life import HealthConfig, LogConfig, RestartPolicy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-RESTART = Flag("restart", "When to start it again: no, on-failure[:N], always or unless-stopped", "string", default="no")
-
-LIFE_FLAGS = (
-    Flag("health-cmd", "Command that tells whether the container is well", "string"),
-    Flag("health-interval", "Time between two checks (30s)", "string", value="duration"),
-    Flag("health-retries", "Failures in a row that make it unhealthy (3)", "int"),
-    Flag("health-start-interval", "Time between two checks in the start period (5s)", "string", value="duration"),
-    Flag("health-start-period", "Time in which failures do not count (0s)", "string", value="duration"),
-    Flag("health-timeout", "Time after which a check has failed (30s)", "string", value="duration"),
-    Flag("log-driver", "Where its output goes: local, json-file, syslog, journald or none (local)", "string"),
-    Flag("log-opt", "Option of the log driver, as max-size=10m", "list", value="name=value"),
-    Flag("no-healthcheck", "Ignore the health check of the image"),
-    RESTART,
-)
 _DURATIONS = ("interval", "timeout", "start_period", "start_interval")
 
 

@@ -10,7 +10,6 @@ import os
 import posixpath
 
 from nacre.cli.flags import Arguments, Flag, UsageError
-from nacre.cli.lifeflags import LIFE_FLAGS, life
 from nacre.errors import InvalidArgument
 from nacre.model.container import ContainerSpec, Level, MountSpec, Resources, Ulimit
 from nacre.model.network import PortMapping
@@ -51,6 +50,20 @@ RESOURCE_FLAGS: tuple[Flag, ...] = (
     Flag("memory-swappiness", "How readily its memory is swapped (0-100)", "int", default=-1),
     Flag("oom-kill-disable", "Let its processes wait instead of killing one when memory runs out (cgroup v1)"),
     Flag("pids-limit", "Limit the number of processes (-1 = unlimited)", "int"),
+)
+
+# What they mean is in `nacre.cli.lifeflags`, which loads when one of them is used.
+LIFE_FLAGS: tuple[Flag, ...] = (
+    Flag("health-cmd", "Command that tells whether the container is well", "string"),
+    Flag("health-interval", "Time between two checks (30s)", "string", value="duration"),
+    Flag("health-retries", "Failures in a row that make it unhealthy (3)", "int"),
+    Flag("health-start-interval", "Time between two checks in the start period (5s)", "string", value="duration"),
+    Flag("health-start-period", "Time in which failures do not count (0s)", "string", value="duration"),
+    Flag("health-timeout", "Time after which a check has failed (30s)", "string", value="duration"),
+    Flag("log-driver", "Where its output goes: local, json-file, syslog, journald or none (local)", "string"),
+    Flag("log-opt", "Option of the log driver, as max-size=10m", "list", value="name=value"),
+    Flag("no-healthcheck", "Ignore the health check of the image"),
+    Flag("restart", "When to start it again: no, on-failure[:N], always or unless-stopped", "string", default="no"),
 )
 
 SPEC_FLAGS: tuple[Flag, ...] = (
@@ -171,8 +184,16 @@ def container_spec(args: Arguments, image: str, command: list[str], *, detached:
         stop_timeout=args.stop_timeout if args.given("stop-timeout") else default.stop_timeout,
         storage_size=_storage_size(args.storage_opt),
         oom_score_adj=_bounded(args.oom_score_adj, -1000, 1000, "oom-score-adj"),
-        **life(args),
+        **_life(args),
     )  # fmt: skip
+
+
+def _life(args: Arguments) -> dict[str, Any]:
+    if not any(args.given(flag.name) for flag in LIFE_FLAGS):
+        return {}
+    from nacre.cli.lifeflags import life
+
+    return life(args)
 
 
 def _resources(args: Arguments) -> Resources:
