@@ -309,6 +309,16 @@ def test_namespaces_of_another_container(golden: Golden) -> None:
     assert text(exec_plan(1, SHELL, boxes[3][1], SECURITY)).count("join 1") == 1
 
 
+def test_parameters_are_set_by_who_has_power_over_them() -> None:
+    def written(**fields: Any) -> list[str]:
+        ops = plain(sandbox(sysctls={"kernel.shmmax": "1", "net.core.somaxconn": "1", "vm.swappiness": "1"}, **fields)).ops
+        return [str(item.args[0]) for item in ops if item.code is Code.WRITE and "/proc/sys" in str(item.args[0])]
+
+    outside = ["/proc/sys/net/core/somaxconn", "/proc/sys/vm/swappiness"]
+    assert written() == [*outside, "%/proc/sys/kernel/shmmax"]
+    assert written(ipc="container:9") == ["/proc/sys/kernel/shmmax", *outside]
+
+
 def test_init_names_and_security(golden: Golden) -> None:
     security = SECURITY.replace(hidden=("/etc/shadow",), read_only=(), apparmor="web", seccomp_flags=2)
     box = sandbox(init=True, domainname="example.org")

@@ -170,8 +170,8 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
         ops.append(op(Code.SETNS, place.netns, NEWNET))
     if place.configure:
         ops += network_ops(sandbox)
-    # Those of the network belong to the user namespace that made it: the host's. /proc/sys/net shows the caller's own.
-    ops += _sysctl_ops((key, value) for key, value in spec.sysctls.items() if key.startswith("net."))
+    # Those of the network, and of what is shared, belong to a user namespace outside: this process's. /proc/sys shows the caller's own.
+    ops += _sysctl_ops((key, value) for key, value in spec.sysctls.items() if not _is_own_sysctl(key, own))
     # Written while the host's files are in sight; bound into the container further down.
     ops += _etc_files(place, etc)
     if users:
@@ -207,7 +207,7 @@ def container_plan(sandbox: Sandbox, process: ProcessSpec, place: Place, securit
         ops += [op(Code.ENTER), op(Code.CLONE, own | NEWNS)]
     ops += late
     ops += _names(sandbox, own)
-    ops += _sysctl_ops(((key, value) for key, value in spec.sysctls.items() if not key.startswith("net.")), "%")
+    ops += _sysctl_ops(((key, value) for key, value in spec.sysctls.items() if _is_own_sysctl(key, own)), "%")
     if process.working_dir != "/":
         ops.append(op(Code.MKDIR, f"%{process.working_dir}", 0o755))
     if process.tty:
@@ -310,6 +310,13 @@ def network_ops(sandbox: Sandbox) -> list[Op]:
         if endpoint.gateway:
             ops.append(op(Code.ROUTE, _packed(endpoint.gateway), endpoint.interface))
     return ops
+
+
+def _is_own_sysctl(key: str, own: int) -> bool:
+    """Whether a kernel parameter is of an IPC or UTS namespace made for the container (ipc_namespaces(7), uts_namespaces(7))."""
+    if key == "kernel.sem" or key.startswith(("kernel.shm", "kernel.msg", "fs.mqueue.")):
+        return bool(own & NEWIPC)
+    return key in ("kernel.hostname", "kernel.domainname") and bool(own & NEWUTS)
 
 
 def _sysctl_ops(values: Iterable[tuple[str, str]], root: str = "") -> Iterator[Op]:
