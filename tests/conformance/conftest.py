@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundle import Bundle, Runtime
 
 import neighbours
+from ocibundle import Bundle, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

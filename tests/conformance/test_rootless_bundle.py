@@ -13,7 +13,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from bundle import Done, Runtime
+
+from ocibundle import Done, Runtime
 
 USER = 1876543  # nobody: no entry in /etc/passwd, no ranges in /etc/subuid
 Call = Callable[..., Done]

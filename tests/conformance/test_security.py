@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundle import PATIENCE, Bundle, Runtime, started
+
+from ocibundle import PATIENCE, Bundle, Runtime, started
 
 STEM = Path(__file__).resolve().parent.parent.parent / "src" / "nacre" / "bin" / "stem"
 FEW_POWERS = ["CAP_KILL"]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle import Bundle, Runtime, started
+
+from ocibundle import Bundle, Runtime, started
 
 
 def since(oci: Runtime, *version: int) -> None:

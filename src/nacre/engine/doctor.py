@@ -81,6 +81,7 @@ class Host(Value):
         return f"dnf install {' '.join(dict.fromkeys(_DNF_NAMES.get(name, name) for name in packages))}"
 
 
+_NOTHING_DELEGATED: tuple[tuple[str, ...], str] = ((), "")
 _T = TypeVar("_T")
 Problems = Callable[[], list[tuple[str, str]]]
 
@@ -405,8 +406,8 @@ def gather(root: str = "", run: str = "") -> Host:
         root=root,
         free=free,
         size=size,
-        obstacles=_or((), rootless.obstacles) if os.geteuid() else (),
-        delegation=_or(((), ""), rootless.delegation) if os.geteuid() else ((), ""),
+        obstacles=tuple(_or([], rootless.obstacles)) if os.geteuid() else (),
+        delegation=_or(_NOTHING_DELEGATED, rootless.delegation) if os.geteuid() else _NOTHING_DELEGATED,
         engines=_engines(),
     )
 
