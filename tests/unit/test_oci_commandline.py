@@ -93,6 +93,20 @@ def test_what_was_never_made_can_be_removed_by_force(tmp_path: Path) -> None:
     assert main.main(["--root", str(tmp_path), "delete", "nobody"]) == 1
 
 
+def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {
+        "id": "whole", "pid": 0, "bundle": "/b", "rootfs": "/r", "created": "now", "owner": 0, "annotations": {}, "status": "creating",
+        "version": "1.2.0", "cgroup": {"memory": "/from/another/version"},
+    }  # fmt: skip
+    for name, text in (("broken", "{"), ("short", '{"id": "short"}'), ("whole", json.dumps(whole))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text(text)
+    assert main.main(["--root", str(tmp_path), "list", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "whole\n" and "broken is left out" in said.err and "short is left out" in said.err
+    assert main.main(["--root", str(tmp_path), "delete", "--force", "whole"]) == 0 and not (tmp_path / "whole").exists()
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5.0), ("500ms", 0.5), ("1m30s", 90.0), ("1.5h", 5400.0)])
 def test_durations(text: str, seconds: float) -> None:
     assert watch._seconds(text) == pytest.approx(seconds)

@@ -201,6 +201,8 @@ class Runtime:
                         }  # fmt: skip
             except NotFound:
                 continue
+            except (HostError, KeyError) as error:  # one damaged record must not hide the others
+                self._warn(f"container {name} is left out: {error}")
 
     def _record(self, claim: Claim, name: str) -> dict[str, Any]:
         return claim.read() or {

@@ -61,11 +61,11 @@ def note(made: Group, path: str, *, systemd: bool) -> dict[str, Any]:
 
 
 def recorded(name: str, noted: dict[str, Any]) -> Group:
-    """The group that `note` noted."""
+    """The group that `note` noted; none of its parts is there when another version wrote the note."""
     restrict = os.geteuid() == 0
-    if noted["systemd"]:
+    if noted.get("systemd"):
         return group(str(noted["path"]), name, systemd=True, restrict=restrict)
-    return Recorded(name, noted["directories"], restrict=restrict)
+    return Recorded(name, noted.get("directories", {}), restrict=restrict)
 
 
 def give(made: Group, owner: int, files: str = "/sys/kernel/cgroup/delegate") -> None:
