@@ -202,6 +202,7 @@ def test_dockerd(runtime: str, scratch: Path, layouts: Layouts, eventually: Even
         pytest.skip(str(error))
     try:
         archive = scratch / "busybox.tar"
+        archive.unlink(missing_ok=True)  # of the other level
         subprocess.run(["skopeo", "copy", "-q", f"oci:{layouts('busybox')}", f"docker-archive:{archive}:busybox:latest"], check=True)
         client = Client(daemon.command, ["--runtime", "nacre"], "busybox", runtime)
         client("load", "-i", str(archive))
@@ -225,6 +226,7 @@ def test_containerd(runtime: str, scratch: Path, layouts: Layouts, eventually: E
         pytest.skip(str(error))
     try:
         archive = scratch / "busybox-oci.tar"
+        archive.unlink(missing_ok=True)
         subprocess.run(["skopeo", "copy", "-q", f"oci:{layouts('busybox')}", f"oci-archive:{archive}:latest"], check=True)
         image = "docker.io/library/busybox:latest"
         client = Client(daemon.command, ["--runc-binary", runtime], image, runtime)
