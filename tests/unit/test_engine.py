@@ -266,3 +266,9 @@ def test_a_stem_that_is_only_coming_up_is_ended(engine: Engine) -> None:
         later.join()
         stem.terminate()  # comes too late, or it would wait for ever
         assert stem.wait() == -9
+
+
+def test_a_level_is_also_a_word(engine: Engine) -> None:
+    assert engine.containers.create(box("true", isolation="process")).record.spec.isolation is Level.PROCESS
+    with pytest.raises(InvalidArgument, match="unknown isolation level 'jail'"):
+        engine.containers.create(box("true", isolation="jail"))

@@ -53,6 +53,7 @@ class Containers:
         pull: missing, always or never. pending: the caller starts it at once (`run`); should the caller die before, it is garbage.
         Raises InvalidArgument, NotFound (image), Conflict (name).
         """
+        spec = spec.replace(isolation=merge.level(spec.isolation))
         warnings = merge.validate(spec)
         if spec.name:
             spec = spec.replace(name=names.check(spec.name))

@@ -7,7 +7,7 @@ import posixpath
 
 from nacre.errors import InvalidArgument
 from nacre.isolation import security
-from nacre.model.container import BoundMount, ContainerSpec, MountSpec, ProcessSpec
+from nacre.model.container import BoundMount, ContainerSpec, Level, MountSpec, ProcessSpec
 from nacre.model.image import Image, ImageConfig
 from nacre.model.network import PortMapping
 
@@ -60,6 +60,14 @@ def working_dir(path: str) -> str:
     if not path.startswith("/"):
         raise InvalidArgument(f"the working directory '{path}' is invalid, it needs to be an absolute path")
     return posixpath.normpath(path).replace("//", "/")
+
+
+def level(name: str) -> Level:
+    """The isolation level of that name: callers write it as a word as well. Raises InvalidArgument."""
+    try:
+        return Level(name)
+    except ValueError:
+        raise InvalidArgument(f"unknown isolation level {name!r}", hint=f"one of {', '.join(Level)}") from None
 
 
 def validate(spec: ContainerSpec) -> list[str]:
