@@ -85,6 +85,8 @@ def wait_until_running(process: subprocess.Popen[bytes], first: int) -> None:
 
 
 def test_scopes_of_a_real_systemd(system: int) -> None:
+    if "hugetlb" not in Path(cgroups.layout().unified, "cgroup.controllers").read_text().split():
+        pytest.skip("no controller of cgroup v2 is free: the limits that are set here are those of huge pages")
     script = Path(__file__).parent / "systemd_groups.py"
     done = subprocess.run(
         ["nsenter", "-t", str(system), "-a", sys.executable, str(script), str(Path(cgroups.__file__).parents[2])],
