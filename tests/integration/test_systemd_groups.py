@@ -38,6 +38,10 @@ def system(tmp_path: Path) -> Iterator[int]:
     where = cgroups.layout()
     if not os.path.exists(SYSTEMD) or not where.unified:
         pytest.skip("no systemd here" if where.unified else "no cgroup2 mount")
+    handed_down = Path(where.unified, "cgroup.subtree_control")
+    before = handed_down.read_text().split()
+    with contextlib.suppress(OSError):
+        handed_down.write_text("+hugetlb")
     top = Path(where.unified, f"nacre-test-{os.getpid()}")
     top.mkdir()
     own = next(line.split("::")[1] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
@@ -59,6 +63,9 @@ def system(tmp_path: Path) -> Iterator[int]:
             for path, _, _ in os.walk(top, topdown=False):  # what vanishes meanwhile is passed over
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
+        if "hugetlb" not in before:
+            with contextlib.suppress(OSError):
+                handed_down.write_text("-hugetlb")
 
 
 def wait_for_child(process: subprocess.Popen[bytes]) -> int:
@@ -85,7 +92,7 @@ def wait_until_running(process: subprocess.Popen[bytes], first: int) -> None:
 
 
 def test_scopes_of_a_real_systemd(system: int) -> None:
-    if "hugetlb" not in Path(cgroups.layout().unified, "cgroup.controllers").read_text().split():
+    if "hugetlb" not in Path(cgroups.layout().unified, "cgroup.subtree_control").read_text().split():
         pytest.skip("no controller of cgroup v2 is free: the limits that are set here are those of huge pages")
     script = Path(__file__).parent / "systemd_groups.py"
     done = subprocess.run(
