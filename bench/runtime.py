@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import neighbours
+import ocipack
 from measure import Runner, Sample, in_turns, wall
 
 WORKERS = 4
@@ -26,8 +27,8 @@ def runtimes(nacre_oci: str) -> dict[str, str]:
 def bundle(layout: Path, directory: Path, specification: str) -> Path:
     """A bundle that runs `true` from an OCI layout of one layer. specification: a runtime that writes the usual config.json."""
     (directory / "rootfs").mkdir(parents=True)
-    manifest = json.loads(_blob(layout, json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]).read_text())
-    with tarfile.open(_blob(layout, manifest["layers"][0]["digest"])) as tar:
+    ocipack.extract_layer(layout, 0, directory / "layer.tar")
+    with tarfile.open(directory / "layer.tar") as tar:
         tar.extractall(directory / "rootfs")  # our own
     subprocess.run([specification, "spec"], cwd=directory, check=True)
     path = directory / "config.json"
@@ -37,10 +38,6 @@ def bundle(layout: Path, directory: Path, specification: str) -> Path:
     config["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]
     path.write_text(json.dumps(config))
     return directory
-
-
-def _blob(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / digest.replace(":", "/")
 
 
 def usable(programs: dict[str, str], directory: Path, absent: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import guest
@@ -130,34 +131,32 @@ class Bench:
             Row("SDK in-process: create + start + wait + remove of `true`", "ms", Sample(tuple(map(float, values))), goal="15 ms", limit=15)
         ]
 
-    def oci_run(self) -> list[Row]:
-        """`nacre-oci run` of `true` from a ready bundle, against the runtimes of the distribution."""
+    @cached_property
+    def runtimes(self) -> tuple[dict[str, str], Path]:
+        """The OCI runtimes that work on this host, and a bundle that they run."""
         programs = runtime.runtimes(NACRE_OCI)
         directory = runtime.bundle(self.images["busybox"], self.scratch / "bundle", programs["runc"])
-        taken = runtime.run_of_each(runtime.usable(programs, directory, self.absent), directory, self.rounds(40))
-        what = "`nacre-oci run` of `true`, bundle ready"
-        limits = {"runc": ("1.0x", 1.0)}
-        return [
-            Row(what, "ms", taken["nacre-oci"], name, taken[name], *limits.get(name, ("", 0.0))) for name in taken if name != "nacre-oci"
-        ]
+        return runtime.usable(programs, directory, self.absent), directory
+
+    def oci_run(self) -> list[Row]:
+        """`nacre-oci run` of `true` from a ready bundle, against the runtimes of the distribution."""
+        taken = runtime.run_of_each(*self.runtimes, self.rounds(40))
+        return self._runtime_rows("`nacre-oci run` of `true`, bundle ready", taken)
 
     def oci_podman(self) -> list[Row]:
         """The whole `podman run --rm` of `true` without network, by runtime."""
-        [podman] = [peer for peer in self.peers if peer.name == "podman"]
-        reference = f"{self.registry.address}/library/{IMAGE}"
-        contenders: dict[str, Runner] = {}
-        programs = runtime.runtimes(NACRE_OCI)
-        directory = runtime.bundle(self.images["busybox"], self.scratch / "podman-bundle", programs["runc"])
-        for name, program in runtime.usable(programs, directory, self.absent).items():
-            command = [*podman.command[: podman.command.index("--runtime")], "--runtime", program, "--cgroup-manager", "cgroupfs"]
-            limits = neighbours.present_limits()
-            contenders[name] = wall([*command, "--events-backend", "file", "run", "--rm", "--network", "none", *limits, reference, "true"])
+        flags = ["--rm", "--network", "none", *neighbours.present_limits()]
+        words = ["run", *flags, f"{self.registry.address}/library/{IMAGE}", "true"]
+        contenders = {
+            name: wall([*neighbours.Podman(self.scratch, runtime=path).command, *words]) for name, path in self.runtimes[0].items()
+        }
         taken = in_turns(contenders, self.rounds(20))
-        goals = {"runc": ("1.0x", 1.0)}
-        what = "`podman run --rm busybox true` without network, through the runtime"
-        return [
-            Row(what, "ms", taken["nacre-oci"], name, taken[name], *goals.get(name, ("", 0.0))) for name in taken if name != "nacre-oci"
-        ]
+        return self._runtime_rows("`podman run --rm busybox true` without network, through the runtime", taken)
+
+    def _runtime_rows(self, what: str, taken: dict[str, Sample]) -> list[Row]:
+        limits = {"runc": ("1.0x", 1.0)}
+        others = [name for name in taken if name != "nacre-oci"]
+        return [Row(what, "ms", taken["nacre-oci"], name, taken[name], *limits.get(name, ("", 0.0))) for name in others]
 
     def throughput(self) -> list[Row]:
         """200 containers with the default network, started by 4 workers; they all run at the end."""

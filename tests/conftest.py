@@ -26,6 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="rewrite the golden files with what the code produces now")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root there is nothing to test in these directories."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        for kind in ("integration", "conformance"):
+            if ROOT / "tests" / kind in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=f"{kind} tests need root: sudo make {kind}"))
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`golden(name, text)`: text equals tests/golden/<name>; --regenerate writes it instead."""

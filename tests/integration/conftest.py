@@ -43,16 +43,6 @@ INTERFACE_PREFIX = "nv"  # of the host's end of a container's link
 MAIN = "import sys; from nacre.cli import main; sys.exit(main())"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without root there is nothing to test here."""
-    if os.geteuid() == 0:
-        return
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="integration tests need root: sudo make integration"))
-
-
 @cache
 def vm_lacks() -> str:
     """Why level vm cannot be tested here, "" when it can."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nacre.model.bundle import Bundle, Process
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
-_ISOLATION = "io.nacre.isolation"  # annotation
 _AFTERWARDS = ("poststart", "poststop")  # hooks of verbs that need nothing else of the configuration
 _SIGKILL = 9
 _KILL_WAIT = 10.0  # seconds that a killed process may take to end
@@ -91,7 +90,9 @@ class Runtime:
             return outcome
 
     def _wants_machine(self, bundle: Bundle) -> bool:
-        if not self._virtual and _ISOLATION not in bundle.annotations:
+        from nacre.model.bundle import ISOLATION
+
+        if not self._virtual and ISOLATION not in bundle.annotations:
             return False
         from nacre.isolation import oci_vm
 

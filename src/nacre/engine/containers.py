@@ -53,7 +53,8 @@ class Containers:
         pull: missing, always or never. pending: the caller starts it at once (`run`); should the caller die before, it is garbage.
         Raises InvalidArgument, NotFound (image), Conflict (name).
         """
-        spec = spec.replace(isolation=merge.level(spec.isolation))
+        if type(spec.isolation) is not Level:  # a caller's own word for it
+            spec = spec.replace(isolation=merge.level(spec.isolation))
         warnings = merge.validate(spec)
         if spec.name:
             spec = spec.replace(name=names.check(spec.name))

@@ -17,6 +17,7 @@ import fcntl
 import os
 import signal
 import struct
+import termios
 import time
 
 from nacre.errors import (
@@ -38,11 +39,11 @@ from nacre.isolation.oci_run import Outcome
 from nacre.isolation.stream import EXIT_LOST, Stream
 from nacre.model import jsontext
 from nacre.model.bundle import Bundle, Process
-from nacre.model.container import Resources, Sandbox
+from nacre.model.container import Sandbox
 from nacre.model.network import Endpoint
 from nacre.model.plan import NEWNET
 from nacre.network import splice
-from nacre.store.bundles import discard
+from nacre.store.layout import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ _BLOCKS, _BLOCK, _BLOCK_BASE = 4096, 65536, 0x50000000
 _ENDING = 15.0  # seconds
 _REPORT_MAX = 1 << 16
 _INSIDE, _GO = b"inside", b"go"  # what a stand-in says when it is in the network namespace, and what it waits for then
-_TIOCSCTTY, _TIOCGWINSZ = 0x540E, 0x5413
 _FAILURES: dict[str, type[NacreError]] = {
     kind.__name__: kind for kind in (CommandNotFound, CommandNotExecutable, Conflict, InvalidArgument, NotFound, Unsupported)
 }
@@ -93,15 +93,7 @@ class Machine:
 
     def update(self, resources: dict[str, Any]) -> None:
         """Change limits, within the size that the machine has. Raises Unsupported."""
-        memory, cpu, pids = (resources.get(name) or {} for name in ("memory", "cpu", "pids"))
-        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-        changed = Resources(
-            memory=max(0, memory.get("limit") or 0),
-            cpus=quota / period if quota > 0 else 0.0,
-            cpu_shares=cpu.get("shares") or 0,
-            pids=max(0, pids.get("limit") or 0),
-        )
-        self._driver.update(self._sandbox, changed)
+        self._driver.update(self._sandbox, oci_vm.resources(resources))
 
     def stats(self) -> dict[str, Any]:
         """In the words of runc's events."""
@@ -119,7 +111,7 @@ class Machine:
         """Send a signal to the first process in the guest; False when none runs there (yet)."""
         try:
             with contextlib.closing(Channel(self._sandbox.directory)) as channel:
-                if all(row[0] != MAIN for row in channel.stat(timeout=_ENDING)):
+                if not _started(channel):
                     return False
                 channel.signal(MAIN, number)
         except (SandboxError, FileNotFoundError, TimeoutError):
@@ -130,7 +122,7 @@ class Machine:
         """Until the first process runs in the guest, or there is nobody left who would start it."""
         while alive():
             with contextlib.suppress(SandboxError, FileNotFoundError), contextlib.closing(Channel(self._sandbox.directory)) as channel:
-                if any(row[0] == MAIN for row in channel.stat(timeout=_ENDING)):
+                if _started(channel):
                     return
             time.sleep(0.005)
 
@@ -149,7 +141,7 @@ class Machine:
         """Take away what is left of it. Idempotent."""
         self._driver.clean(self._name, self._sandbox.directory)
         discard(self._sandbox.directory)
-        splice.remove_namespace(_places(self._sandbox.directory)[1])
+        splice.remove_namespace(_own_namespace(self._sandbox.directory))
 
 
 def machine(claim_path: str, record: dict[str, Any]) -> Machine | None:
@@ -160,10 +152,14 @@ def machine(claim_path: str, record: dict[str, Any]) -> Machine | None:
         return None
 
 
-def _places(directory: str) -> tuple[str, str]:
-    """From a sandbox's directory: that of all machines, and where its own network namespace would be."""
-    top, name = os.path.dirname(os.path.dirname(directory)), os.path.basename(directory)
-    return top, f"{top}/netns/{name}"
+def _started(channel: Channel) -> bool:
+    """Whether the container's first process has been made."""
+    return any(row[0] == MAIN for row in channel.stat(timeout=_ENDING))
+
+
+def _own_namespace(directory: str) -> str:
+    """Where the network namespace that is made for the sandbox in `directory` lies, if one is."""
+    return f"{os.path.dirname(os.path.dirname(directory))}/netns/{os.path.basename(directory)}"
 
 
 def create(
@@ -177,31 +173,37 @@ def create(
     oci_vm.check(bundle)
     if bundle.process:
         oci_vm.look_up(record["rootfs"], bundle, bundle.process)
-    directory = f"{os.path.dirname(claim.path)}/.vm/sandboxes/{record['id']}"
+    top = f"{os.path.dirname(claim.path)}/.vm"
+    directory = f"{top}/sandboxes/{record['id']}"
     os.makedirs(f"{directory}/stage", 0o711, exist_ok=True)
     namespace = bundle.namespace(NEWNET)
     network = namespace.path if namespace else ""
-    block = _take_block(_places(directory)[0])
+    number, block = _take_block(top)
     where = oci_vm.Boundary(
         name=record["id"],
         directory=directory,
         state=claim.path,
         bundle=record["bundle"],
         rootfs=record["rootfs"],
-        owner=_BLOCK_BASE + block[0] * _BLOCK,
+        owner=_BLOCK_BASE + number * _BLOCK,
     )
     try:
         # Written at once, with what is known by now: whatever happens, it tells `delete` where to look.
-        sandbox = oci_vm.sandbox(bundle, where, Endpoint(network=splice.ADOPTED, netns=network or _places(directory)[1]))
+        sandbox = oci_vm.sandbox(bundle, where, Endpoint(network=splice.ADOPTED, netns=network or _own_namespace(directory)))
         claim.put(SANDBOX, jsontext.dumps(sandbox.to_data()).encode())
         if not network:
             splice.make_namespace(sandbox.endpoint.netns)
-        born = _Birth(claim, sandbox, bundle, wishes, block[1])
-        on_pid(born.pid)
-        states(born.pid)
-        return born.finish()
+        ours, pid = _fork(lambda theirs: _boot(theirs, claim, sandbox, bundle, wishes, block), wishes.fifo, block)
+        # Unless it has failed already, and that is its report.
+        if ours.recv(len(_INSIDE), _socket.MSG_PEEK) == _INSIDE:
+            ours.recv(len(_INSIDE))
+        on_pid(pid)
+        states(pid)
+        with contextlib.suppress(BrokenPipeError):
+            ours.send(_GO)
+        return _await(ours, pid)
     finally:
-        os.close(block[1])
+        os.close(block)
 
 
 def _take_block(top: str) -> tuple[int, int]:
@@ -217,34 +219,20 @@ def _take_block(top: str) -> tuple[int, int]:
     raise HostError(f"there are {_BLOCKS} virtual machines already", hint="nacre-oci list")
 
 
-class _Birth:
-    """A stand-in that is being made, seen from its parent."""
-
-    def __init__(self, claim: Claim, sandbox: Sandbox, bundle: Bundle, wishes: Wishes, block: int) -> None:
-        self._ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if not self.pid:
-            _stand_in(theirs, lambda: _boot(theirs, claim, sandbox, bundle, wishes, block), wishes.fifo, block)
-        theirs.close()
-        if self._ours.recv(len(_INSIDE), _socket.MSG_PEEK) == _INSIDE:
-            self._ours.recv(len(_INSIDE))
-
-    def finish(self) -> Outcome:
-        """Let it go on, and wait until the machine is there. Raises what went wrong in it."""
-        with contextlib.suppress(BrokenPipeError):
-            self._ours.send(_GO)
-        return _await(self._ours, self.pid)
-
-
 def enter(claim: Claim, bundle: Bundle, process: Process, wishes: Wishes) -> Outcome:
     """Start one more process in the machine's container, with a stand-in of its own. Raises NacreError."""
     sandbox = Sandbox.from_data(jsontext.loads(claim.get(SANDBOX)))
+    return _await(*_fork(lambda theirs: _further(theirs, sandbox, bundle, process, wishes)))
+
+
+def _fork(live: Callable[[_socket.socket], int], *kept: int) -> tuple[_socket.socket, int]:
+    """Make a stand-in: our end of a connection to it, and its pid."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = os.fork()
     if not pid:
-        _stand_in(theirs, lambda: _further(theirs, sandbox, bundle, process, wishes))
+        _stand_in(theirs, live, *kept)
     theirs.close()
-    return _await(ours, pid)
+    return ours, pid
 
 
 def _await(ours: _socket.socket, pid: int) -> Outcome:
@@ -259,7 +247,7 @@ def _await(ours: _socket.socket, pid: int) -> Outcome:
         ours.close()
     report = jsontext.loads(data) if data else {"kind": "SandboxError", "message": "the stand-in was killed", "hint": "", "details": ""}
     if report["kind"]:
-        _, _ = os.waitpid(pid, 0)
+        os.waitpid(pid, 0)
         raise _FAILURES.get(report["kind"], HostError)(report["message"], hint=report["hint"], details=report["details"])
     return outcome
 
@@ -267,7 +255,7 @@ def _await(ours: _socket.socket, pid: int) -> Outcome:
 # -- the stand-in --------------------------------------------------------------------------------------------------------
 
 
-def _stand_in(theirs: _socket.socket, live: Callable[[], int], *kept: int) -> NoReturn:
+def _stand_in(theirs: _socket.socket, live: Callable[[_socket.socket], int], *kept: int) -> NoReturn:
     """The life of a forked process: never returns to what its parent was doing. kept: descriptors that it needs beside its streams."""
     code = EXIT_LOST
     try:
@@ -278,7 +266,7 @@ def _stand_in(theirs: _socket.socket, live: Callable[[], int], *kept: int) -> No
             if fd not in wanted:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        code = live()
+        code = live(theirs)
     except NacreError as error:
         code = error.exit_code
         _report(theirs, type(error).__name__, error.message, error.hint, error.details)
@@ -346,7 +334,7 @@ def _further(theirs: _socket.socket, sandbox: Sandbox, bundle: Bundle, process: 
     channel = Channel(sandbox.directory)
     channel.hello(timeout=_ENDING)
     # The first process must be the first: the numbers that others join it by are given out in turn.
-    if all(row[0] != MAIN for row in channel.stat(timeout=_ENDING)):
+    if not _started(channel):
         raise Conflict("cannot exec in a container in a virtual machine before it was started")
     spawn = oci_vm.further_spawn(bundle, process, MAIN, MicroVm().place(sandbox), wishes.cache)
     return _run(channel, spawn.replace(attach=True), tty=process.terminal, spawned=lambda: _report(theirs, master=master))
@@ -362,8 +350,8 @@ def _terminal(process: Process) -> int:
     master, slave = os.openpty()
     tty.setraw(slave)
     if process.rows:
-        fcntl.ioctl(slave, 0x5414, struct.pack("HHHH", process.rows, process.columns, 0, 0))
-    fcntl.ioctl(slave, _TIOCSCTTY, 0)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", process.rows, process.columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for number in range(3):
         os.dup2(slave, number)
     os.close(slave)
@@ -389,7 +377,7 @@ def _run(channel: Channel, spawn: Any, *, tty: bool, end: bool = False, spawned:
 
 
 def _window() -> tuple[int, int]:
-    rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(0, _TIOCGWINSZ, b"\0" * 8))
+    rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
     return rows, columns
 
 

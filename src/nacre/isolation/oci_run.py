@@ -32,15 +32,6 @@ _ANSWER_MAX = 128 * 1024
 _SYS_PIDFD_GETFD = 438
 
 
-class Listener:
-    """The descriptor of a seccomp filter that asks a program of the host. Closed by the receiver."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-
 class Outcome:
     """What has become of a plan. pid: of the container's process; master: of its terminal, -1 = none; waiting: START was reached."""
 

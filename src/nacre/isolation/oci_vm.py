@@ -13,7 +13,7 @@ from nacre.errors import CommandNotExecutable, CommandNotFound, InvalidArgument,
 from nacre.isolation import oci, oci_container
 from nacre.isolation.plan import Device, Etc, Place, Security, container_plan, exec_plan
 from nacre.linux.files import RESOLVE_IN_ROOT, openat2
-from nacre.model.bundle import Bundle, Mount, Process
+from nacre.model.bundle import ISOLATION, Bundle, Mount, Process
 from nacre.model.container import BoundMount, ContainerSpec, Level, ProcessSpec, Resources, Rootfs, Sandbox
 from nacre.model.network import Endpoint
 from nacre.model.plan import NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS, Code, Op, Spawn, op
@@ -23,7 +23,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ANNOTATION = "io.nacre.isolation"
 KERNEL, MEMORY = "io.nacre.kernel", "io.nacre.memory"
 
 _NAMES = {NEWPID: "pid", NEWIPC: "ipc", NEWUTS: "uts", NEWNS: "mount", NEWCGROUP: "cgroup", NEWTIME: "time"}
@@ -52,9 +51,9 @@ class Boundary(Value):
 
 def wanted(bundle: Bundle, default: bool) -> bool:
     """Whether a bundle asks for a machine of its own. default: what it gets when it says nothing. Raises InvalidArgument."""
-    said = bundle.annotations.get(ANNOTATION, "")
+    said = bundle.annotations.get(ISOLATION, "")
     if said not in ("", "process", "vm"):
-        raise InvalidArgument(f"annotations.{ANNOTATION}: unknown level {said!r}", hint="process or vm")
+        raise InvalidArgument(f"annotations.{ISOLATION}: unknown level {said!r}", hint="process or vm")
     return said == "vm" if said else default
 
 
@@ -66,7 +65,7 @@ def check(bundle: Bundle) -> None:
         if item.path and item.flag in _NAMES:
             raise Unsupported(
                 f"linux.namespaces: a {_NAMES[item.flag]} namespace of the host cannot be joined from a virtual machine",
-                hint=f"annotations: {ANNOTATION}=process for containers that share namespaces",
+                hint=f"annotations: {ISOLATION}=process for containers that share namespaces",
             )
     if bundle.namespace(NEWUSER):
         raise Unsupported("linux.namespaces: a user namespace has no meaning for a virtual machine", hint="its root is nobody on the host")
@@ -108,13 +107,19 @@ def sandbox(bundle: Bundle, where: Boundary, endpoint: Endpoint) -> Sandbox:
 
 
 def _resources(bundle: Bundle) -> Resources:
-    memory, cpu, pids = (bundle.resources.get(name) or {} for name in ("memory", "cpu", "pids"))
-    quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
     asked = bundle.annotations.get(MEMORY, "")
     if asked and not asked.isdecimal():
         raise InvalidArgument(f"annotations.{MEMORY}: {asked!r} is not a number of bytes")
+    found = resources(bundle.resources)
+    return found.replace(memory=int(asked)) if asked else found
+
+
+def resources(limits: dict[str, Any]) -> Resources:
+    """What of an OCI `linux.resources` object a machine has."""
+    memory, cpu, pids = (limits.get(name) or {} for name in ("memory", "cpu", "pids"))
+    quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
     return Resources(
-        memory=int(asked) if asked else max(0, memory.get("limit") or 0),
+        memory=max(0, memory.get("limit") or 0),
         cpus=quota / period if quota > 0 else 0.0,
         cpu_shares=cpu.get("shares") or 0,
         pids=max(0, pids.get("limit") or 0),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = "1.2.1"
+ISOLATION = "io.nacre.isolation"  # annotation: the level that a bundle asks for
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 
 # Resource limits in the order of the kernel's numbers (asm-generic/resource.h).

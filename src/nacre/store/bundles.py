@@ -187,13 +187,3 @@ class BundleStore:
         except FileNotFoundError:
             return
         yield from (name for name in found if not name.startswith(".") and os.path.isdir(f"{self.root}/{name}"))
-
-
-def discard(path: str) -> None:
-    """Delete a machine's run-time directory and everything in it; what is gone already is fine."""
-    from nacre.linux.files import remove_tree
-
-    try:
-        remove_tree(path)
-    except OSError:
-        return  # whoever needs it gone looks again

@@ -68,6 +68,11 @@ class Layout:
         return f"{self.run}/sandboxes/{identifier}"
 
     def discard(self, path: str) -> None:
-        """Delete a directory and everything in it, as far as that is possible. Never raises: whoever needs it gone looks again."""
-        with contextlib.suppress(OSError):
-            remove_tree(path)
+        """As the function `discard`."""
+        discard(path)
+
+
+def discard(path: str) -> None:
+    """Delete a directory and everything in it, as far as that is possible. Never raises: whoever needs it gone looks again."""
+    with contextlib.suppress(OSError):
+        remove_tree(path)
